@@ -1,0 +1,17 @@
+"""Layers whose output is defined by a condition, differentiated through that condition."""
+
+from .implicit import implicit_root
+from .qp import InteriorPoint, QPSolution, solve_qp
+from .solution import ConvergenceError, ConvergenceWarning, Status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "InteriorPoint",
+    "QPSolution",
+    "Status",
+    "implicit_root",
+    "solve_qp",
+]

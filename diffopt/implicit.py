@@ -1,0 +1,189 @@
+"""The one place in the package where a derivative rule is written.
+
+A layer's output z*(theta) solves F(z*, theta) = 0. Let A = dF/dz at z*, held constant. The chord
+Newton step  z <- z - A^-1 F(z, theta)  leaves the value where it is, since F(z*) = 0, and makes
+it depend on theta: with e = z - z*(theta + d), one step gives
+
+    e  <-  (I - A^-1 F_z) e + O(|e|^2),        I - A^-1 F_z = O(|d|),
+
+so e, which starts as O(|d|), is O(|d|^(k+1)) after k steps: k steps carry the first k derivatives
+exactly. Nothing is differentiated but F (by autograd) and the linear map A^-1 (below): its vjp is
+A^-T, its jvp is A^-1, and torch.func.vmap adds a batch dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function
+
+from .operators import Dense, Operator
+from .solution import fill_failed, report
+
+
+def implicit_root(
+    residual: Callable[[Tensor], Tensor],
+    root: Tensor,
+    operator: Operator | None = None,
+    order: int = 1,
+) -> Tensor:
+    """`root`, differentiable `order` times as the solution z* of ``residual(z) = 0``.
+
+    By the implicit function theorem dz*/dtheta = -A^-1 dF/dtheta, with A = dF/dz. For a cotangent
+    v on z* that is one solve A^T u = -v and one vjp of `residual`, whatever solver found `root`
+    and however many steps it took.
+
+    Args:
+        residual: F, from `(*B, n)` to `(*B, n)`; sample i of F depends on sample i of z only.
+            Every tensor that it closes over gets a derivative (parameters of modules included);
+            one that the samples share gets the sum over them. It must be the same function at
+            every call: no dropout, no running statistics.
+        root: z*, `(*B, n)`. Detached here. A sample that is not finite is passed through, with a
+            zero derivative.
+        operator: A at the root, as solves (see `operators`). Default: `Dense`, built from n vjps
+            and an LU factorisation. Its `on_failure` says what a failed solve does.
+        order: how many derivatives are exact. Each costs one evaluation of F and one solve.
+
+    Returns:
+        z*, `(*B, n)`, improved by `order` Newton steps: the value is at least as good as `root`.
+
+    Raises:
+        ValueError: if `residual(root)` and `root` differ in shape, or `order` is not a positive
+            integer.
+        RuntimeError: when derivative number `order` + 1 is asked for, by any route.
+
+    Accuracy: a derivative is exact up to O(|A^-1| |F(root)|) and the operator's own tolerance.
+
+    Example:
+        >>> x = torch.tensor([4.0], requires_grad=True)
+        >>> z = implicit_root(lambda z: z * z - x, root=torch.tensor([2.0]))      # z = sqrt(x)
+        >>> torch.autograd.grad(z.sum(), x)[0]                                    # 1 / (2 sqrt(x))
+        tensor([0.2500])
+
+    Source: the implicit function theorem as used for layers by Amos & Kolter, "OptNet" (ICML
+    2017), eq. (6)-(8), and Bai et al., "Deep Equilibrium Models" (NeurIPS 2019), Thm. 1.
+    """
+    if not isinstance(order, int) or order < 1:
+        raise ValueError(f"order={order!r}: expected a positive integer (1 for plain gradients)")
+    fixed = root.detach()
+    alive = fixed.isfinite().all(-1, keepdim=True)
+    z = torch.where(alive, fixed, 0.0)
+    r = residual(z)
+    if r.shape != z.shape:
+        raise ValueError(
+            f"residual(root) has shape {tuple(r.shape)}, but root has shape {tuple(z.shape)}: "
+            "F must have as many equations as unknowns, sample by sample"
+        )
+    if operator is None:
+        operator = Dense.at(residual, z)
+    for k in range(order):
+        r = residual(z) if k else r
+        # A dead sample's residual may be NaN; where() keeps it, and its gradient, out.
+        z = z - _Solve.apply(torch.where(alive, r, 0.0), operator, False, order, *_held(operator))
+    return torch.where(alive, z, fixed)
+
+
+def _held(operator: Operator) -> tuple[Tensor, ...]:
+    return tuple(t.detach() for t in operator.tensors())
+
+
+class _Solve(Function):
+    """v -> A^-1 v (or A^-T v), linear in v with A constant.
+
+    The operator's tensors are arguments, not captured, so that torch.func can unwrap them. The
+    result of a differentiation is good for `order` - 1 more: `_Guard` counts, and is tied to v,
+    because a second derivative can reach theta through the graph of v = F(z, theta) without
+    crossing this node again. `order` None means no limit (the solves inside a derivative).
+    """
+
+    @staticmethod
+    def forward(
+        v: Tensor, operator: Operator, transpose: bool, order: int | None, *held: Tensor
+    ) -> Tensor:
+        A = operator.rebuild(*held)
+        solution = A.solve_transpose(v) if transpose else A.solve(v)
+        what = "implicit derivative: the transposed linear solve" if transpose else (
+            "implicit derivative: the linear solve"
+        )
+        report(solution.status, solution.residual, A.on_failure, what)
+        return fill_failed(solution.value, solution.status, A.on_failure)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        v, ctx.operator, ctx.transpose, ctx.order, *held = inputs
+        ctx.save_for_backward(v, *held)
+        ctx.save_for_forward(v, *held)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        v, *held = ctx.saved_tensors
+        u = _Solve.apply(grads[0], ctx.operator, not ctx.transpose, None, *held)
+        return _guarded(u, v, ctx.order), None, None, None, *[None] * len(held)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        v, *held = ctx.saved_tensors
+        u = _Solve.apply(tangents[0], ctx.operator, ctx.transpose, None, *held)
+        return _guarded(u, v, ctx.order)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        v, operator, transpose, order, *held = _batch_first(info, in_dims, inputs)
+        return _Solve.apply(v, operator, transpose, order, *held), 0
+
+
+def _guarded(u: Tensor, v: Tensor, order: int | None) -> Tensor:
+    return u if order is None else _Guard.apply(u, v, order - 1)
+
+
+class _Guard(Function):
+    """u, tied to v; differentiable `left` times, then an error instead of a wrong number."""
+
+    @staticmethod
+    def forward(u: Tensor, v: Tensor, left: int) -> Tensor:
+        return u.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, v, ctx.left = inputs
+        ctx.save_for_backward(v)
+        ctx.save_for_forward(v)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _Guard._next(ctx, grads[0]), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _Guard._next(ctx, tangents[0])
+
+    @staticmethod
+    def _next(ctx: Any, du: Tensor) -> Tensor:
+        if ctx.left == 0:
+            raise RuntimeError(
+                "this implicit layer was built for fewer derivatives than were asked for, and a "
+                "further one would be wrong: pass order=2 (or higher) to the function that made "
+                "the layer, for example solve_qp(..., order=2) or implicit_root(..., order=2)"
+            )
+        return _Guard.apply(du, ctx.saved_tensors[0], ctx.left - 1)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        return _Guard.apply(*_batch_first(info, in_dims, inputs)), 0
+
+
+def _batch_first(info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> list[Any]:
+    """The inputs with the mapped dimension first; one that is not mapped broadcasts over it.
+
+    The first input is expanded, so that the output is mapped in every case.
+    """
+    moved = [
+        x.movedim(d, 0) if isinstance(x, Tensor) and d is not None else x
+        for x, d in zip(inputs, in_dims, strict=True)
+    ]
+    if in_dims[0] is None:
+        moved[0] = moved[0].expand(info.batch_size, *moved[0].shape)
+    return moved

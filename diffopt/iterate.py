@@ -1,0 +1,106 @@
+"""The batched loop: every sample has its own stopping test, best iterate and status.
+
+    1. measure(state) says how far each running sample is from done (error <= 1).
+    2. Samples that converged, broke down, stalled or got a verdict are frozen.
+    3. step(state) moves the rest; a frozen sample keeps its state bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .solution import Solution, Status
+
+State = Any  # a NamedTuple of tensors with the batch dimension first
+
+
+class Measure(NamedTuple):
+    """What `measure` returns for a state.
+
+    Attributes:
+        error: `(B,)`, in units of the tolerance: <= 1 is converged; NaN is a breakdown.
+        verdict: `(B,)` int64, a `Status` code that ends the sample now, or -1 to go on.
+        carry: anything that `step` can reuse (residual vectors, a function value).
+    """
+
+    error: Tensor
+    verdict: Tensor | None = None
+    carry: Any = None
+
+
+def select(mask: Tensor, new: State, old: State) -> State:
+    """Sample by sample, `new` where `mask` `(B,)` holds and `old` elsewhere."""
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return type(old)(*(pick(a, b) for a, b in zip(new, old, strict=True)))
+
+
+def iterate(
+    measure: Callable[[State], Measure],
+    step: Callable[[State, Any], State],
+    state: State,
+    *,
+    max_steps: int,
+    patience: int | None = None,
+    reduced: float = 1.0,
+    history: bool = False,
+) -> Solution:
+    """Run `step` until every sample is done, and return each sample's best state.
+
+    Args:
+        measure: state -> `Measure`; called once before each step and once after the last.
+        step: (state, carry) -> state; may compute anything for frozen samples, it is dropped.
+        state: a NamedTuple of tensors, each with the batch dimension `B` first.
+        max_steps: steps after which a running sample ends with `ITERATION_LIMIT`.
+        patience: a sample ends after this many steps without a better error (default: never).
+        reduced: a sample that ends early but whose best error is at most this gets the status
+            `REDUCED_ACCURACY`; in units of the tolerance, 1 means never.
+        history: keep the errors of all steps.
+
+    Returns:
+        `Solution` whose value is the state of smallest error of each sample, and whose residual
+        is that error. A sample whose error is not finite ends with `NUMERICAL_FAILURE`.
+    """
+    now = measure(state)
+    best, best_error = state, torch.full_like(now.error, torch.inf)
+    status = torch.full(now.error.shape, int(Status.ITERATION_LIMIT), device=now.error.device)
+    steps, since = torch.zeros_like(status), torch.zeros_like(status)
+    running = torch.ones_like(status, dtype=torch.bool)
+    errors = []
+    for k in range(max_steps + 1):
+        errors.append(now.error)
+        better = running & (now.error < best_error)
+        best, best_error = select(better, state, best), torch.where(better, now.error, best_error)
+        since = torch.where(better, 0, since + 1)
+        status, running = _judge(now, status, running, since, patience)
+        if k == max_steps or not bool(running.any()):
+            break
+        state = select(running, step(state, now.carry), state)
+        steps = steps + running
+        now = measure(state)
+    usable = (best_error <= reduced) & (
+        (status == Status.ITERATION_LIMIT) | (status == Status.NUMERICAL_FAILURE)
+    )
+    status = torch.where(usable, int(Status.REDUCED_ACCURACY), status)
+    return Solution(best, status, steps, best_error, torch.stack(errors) if history else None)
+
+
+def _judge(
+    now: Measure, status: Tensor, running: Tensor, since: Tensor, patience: int | None
+) -> tuple[Tensor, Tensor]:
+    """Which samples end here, and how; convergence outranks a verdict, which outranks a stall."""
+    ending = torch.full_like(status, -1)
+    if patience is not None:
+        ending = torch.where(since >= patience, int(Status.ITERATION_LIMIT), ending)
+    ending = torch.where(now.error.isfinite(), ending, int(Status.NUMERICAL_FAILURE))
+    if now.verdict is not None:
+        ending = torch.where(now.verdict >= 0, now.verdict, ending)
+    ending = torch.where(now.error <= 1, int(Status.CONVERGED), ending)
+    ends = running & (ending >= 0)
+    return torch.where(ends, ending, status), running & ~ends

@@ -1,0 +1,210 @@
+"""Iterative solutions of A x = v for a batch of matrices that can only be applied.
+
+Each method is a frozen dataclass with ``solve(matvec, v) -> Solution``. Every sample `(*B)` of `v`
+`(*B, n)` has its own Krylov space, stopping test and status; the residual reported is the true
+one, |A x - v| / |v|, never an estimate. A matvec must act on each sample by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .iterate import Measure, iterate
+from .solution import Solution, Status
+
+Matvec = Callable[[Tensor], Tensor]
+
+
+class LinearMethod(Protocol):
+    """Anything that solves A x = v given x -> A x."""
+
+    def solve(self, matvec: Matvec, v: Tensor) -> Solution: ...
+
+
+def batched_norm(v: Tensor) -> Tensor:
+    """Euclidean norm of each sample, `(*B, n)` to `(*B)`, without overflow for huge entries."""
+    return torch.linalg.vector_norm(v, dim=-1)
+
+
+class _Guess(NamedTuple):
+    x: Tensor
+
+
+def _solve_by_cycles(
+    matvec: Matvec,
+    v: Tensor,
+    cycle: Callable[[Matvec, Tensor], Tensor],
+    rtol: float,
+    max_cycles: int,
+    steps_per_cycle: int,
+) -> Solution:
+    """Repeat x <- x + cycle(residual) until |A x - v| <= rtol |v|, each sample on its own."""
+    flat = v.reshape(-1, v.shape[-1])
+
+    def apply(x: Tensor) -> Tensor:
+        return matvec(x.reshape(v.shape)).reshape(flat.shape)
+
+    size = batched_norm(flat)
+
+    def measure(state: _Guess) -> Measure:
+        r = flat - apply(state.x)
+        r = torch.where(size.unsqueeze(-1) == 0, 0.0, r)  # x = 0 solves A x = 0, whatever A is
+        error = torch.where(size == 0, 0.0, batched_norm(r) / (rtol * size))
+        return Measure(error, carry=r)
+
+    def step(state: _Guess, r: Tensor) -> _Guess:
+        return _Guess(state.x + cycle(apply, r))
+
+    out = iterate(measure, step, _Guess(torch.zeros_like(flat)), max_steps=max_cycles, patience=2)
+    batch = v.shape[:-1]
+    return Solution(
+        out.value.x.reshape(v.shape),
+        out.status.reshape(batch),
+        (out.steps * steps_per_cycle).reshape(batch),
+        (out.residual * rtol).reshape(batch),
+    )
+
+
+@dataclass(frozen=True)
+class GMRES:
+    """Restarted GMRES (Saad & Schultz 1986; Saad, Iterative Methods, 2nd ed., Alg. 6.9 and 6.11).
+
+    Each cycle builds `restart` Krylov vectors by Gram-Schmidt, done twice, and minimises the
+    residual over them; it is exact after n steps if `restart` >= n. Memory: `restart` vectors.
+    A sample that gains nothing in two cycles ends with `ITERATION_LIMIT`.
+    """
+
+    rtol: float = 1e-10
+    restart: int = 40
+    max_cycles: int = 25
+
+    def solve(self, matvec: Matvec, v: Tensor) -> Solution:
+        """x with A x = v, `(*B, n)`."""
+        width = min(self.restart, v.shape[-1])
+
+        def cycle(apply: Matvec, r: Tensor) -> Tensor:
+            return _krylov_correction(apply, r, width)
+
+        return _solve_by_cycles(matvec, v, cycle, self.rtol, self.max_cycles, width)
+
+
+def _krylov_correction(apply: Matvec, r: Tensor, width: int) -> Tensor:
+    """The d in span{r, A r, ..., A^(width-1) r} that minimises |r - A d|, for each sample.
+
+    The basis V is orthonormal, A V = V' H with V' one vector longer. A sample whose space is
+    exhausted (breakdown: the answer is in V already) continues with zero vectors, and the
+    minimum-norm least-squares solution gives these no weight.
+    """
+    beta = batched_norm(r)
+    basis = [_normalised(r, beta)]
+    columns = []
+    for _ in range(width):
+        w = apply(basis[-1])
+        scale = batched_norm(w)
+        V = torch.stack(basis, -1)  # (B, n, j)
+        h = torch.zeros_like(V[:, 0])
+        for _ in range(2):  # twice is enough (Kahan-Parlett): orthogonal to rounding
+            c = (V.mT @ w.unsqueeze(-1)).squeeze(-1)
+            w, h = w - (V @ c.unsqueeze(-1)).squeeze(-1), h + c
+        rest = batched_norm(w)
+        rest = torch.where(rest > 1e-14 * scale, rest, 0.0)
+        columns.append(torch.cat([h, rest.unsqueeze(-1)], -1))
+        basis.append(_normalised(w, rest))
+    H = torch.stack([_padded(c, width + 1) for c in columns], -1)  # (B, width + 1, width)
+    rhs = torch.zeros_like(H[..., 0])
+    rhs[:, 0] = beta
+    bad = ~H.isfinite().flatten(1).all(-1)  # a NaN must not reach the LAPACK driver
+    y = _least_norm(torch.where(bad[:, None, None], 0.0, H), rhs)
+    d = (torch.stack(basis[:-1], -1) @ y.unsqueeze(-1)).squeeze(-1)
+    return torch.where(bad.unsqueeze(-1), torch.nan, d)
+
+
+def _normalised(w: Tensor, length: Tensor) -> Tensor:
+    length = length.unsqueeze(-1)
+    return torch.where(length == 0, 0.0, w / length)
+
+
+def _padded(column: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(column, (0, length - column.shape[-1]))
+
+
+def _least_norm(H: Tensor, rhs: Tensor) -> Tensor:
+    """Minimum-norm least-squares solution through the singular values, rank cut at 1e-14."""
+    U, sigma, Vh = torch.linalg.svd(H, full_matrices=False)
+    c = (U.mT @ rhs.unsqueeze(-1)).squeeze(-1)
+    keep = sigma > 1e-14 * sigma[:, :1]
+    c = torch.where(keep, c / sigma, 0.0)
+    return (Vh.mT @ c.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """Anderson acceleration of x <- x + (v - A x), with `memory` earlier residuals.
+
+    Each step takes the affine combination of the last points whose residual is least (Walker &
+    Ni 2011, type II); on a linear system it is equivalent to GMRES while it remembers all steps
+    (their Thm. 2.2). Cheaper a step than GMRES, weaker on matrices far from I.
+    """
+
+    rtol: float = 1e-10
+    memory: int = 8
+    max_steps: int = 400
+
+    def solve(self, matvec: Matvec, v: Tensor) -> Solution:
+        """x with A x = v, `(*B, n)`."""
+
+        def cycle(apply: Matvec, r: Tensor) -> Tensor:
+            return _anderson_sweep(apply, r, self.memory)
+
+        cycles = max(1, self.max_steps // self.memory)
+        return _solve_by_cycles(matvec, v, cycle, self.rtol, cycles, self.memory)
+
+
+def _anderson_sweep(apply: Matvec, r: Tensor, memory: int) -> Tensor:
+    """`memory` accelerated steps on A d = r from d = 0."""
+    d = torch.zeros_like(r)
+    points, gaps = [d], [r]
+    for _ in range(memory - 1):
+        d = points[-1] + gaps[-1] if len(gaps) == 1 else _mixed(points, gaps)
+        points.append(d)
+        gaps.append(r - apply(d))
+    return _mixed(points, gaps)
+
+
+def _mixed(points: list[Tensor], gaps: list[Tensor]) -> Tensor:
+    """x + g at the affine combination of the points that minimises |g|, g the combined gap."""
+    g, x = gaps[-1], points[-1]
+    dG = torch.stack([a - g for a in gaps[:-1]], -1)  # (B, n, j)
+    dX = torch.stack([a - x for a in points[:-1]], -1)
+    bad = ~(dG.isfinite().flatten(1).all(-1) & g.isfinite().all(-1))
+    weight = _least_norm(torch.where(bad[:, None, None], 0.0, dG), -g).unsqueeze(-1)
+    mixed = (x.unsqueeze(-1) + dX @ weight + g.unsqueeze(-1) + dG @ weight).squeeze(-1)
+    return torch.where(bad.unsqueeze(-1), torch.nan, mixed)
+
+
+@dataclass(frozen=True)
+class Neumann:
+    """`terms` terms of A^-1 v = sum_k (I - A)^k v: a truncated, hence biased, solve.
+
+    With F = z - f(z) this is the phantom gradient of Geng et al. (NeurIPS 2021), undamped. Its
+    residual is reported as it is; it fails only where the sum is not finite.
+    """
+
+    terms: int = 5
+
+    def solve(self, matvec: Matvec, v: Tensor) -> Solution:
+        """The truncated sum, `(*B, n)`."""
+        x, term = v, v
+        for _ in range(self.terms - 1):
+            term = term - matvec(term)
+            x = x + term
+        size = batched_norm(v)
+        error = torch.where(size == 0, 0.0, batched_norm(v - matvec(x)) / size)
+        ok = error.isfinite()
+        status = torch.where(ok, int(Status.CONVERGED), int(Status.NUMERICAL_FAILURE))
+        return Solution(x, status, torch.full_like(status, self.terms), error)

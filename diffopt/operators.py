@@ -1,0 +1,164 @@
+"""The Jacobian A = dF/dz at a root, known by what the derivative rule needs of it: two solves.
+
+An operator is a constant: nothing is ever differentiated through it. It does not know which layer
+it serves. Four are here; a solver that has factorised A anyway hands over its own (see `qp.kkt`).
+
+    Dense       A is formed by vjps, one a row, and LU-factorised once       exact, n small
+    MatrixFree  A is only applied; an iterative method of `linear` solves    exact to its tolerance
+    Identity    A is replaced by I: the Jacobian-free gradient               one term of a series
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .linear import GMRES, LinearMethod, batched_norm
+from .solution import OnFailure, Solution, Status
+
+
+class Operator(ABC):
+    """A = dF/dz at the root, one `(n, n)` matrix a sample, as `solve` and `solve_transpose`.
+
+    A subclass is a frozen dataclass. Its tensor fields have the batch dimensions of the root
+    first and must broadcast over further leading ones: that is how `torch.func.vmap` gets in.
+    `on_failure` says what a failed linear solve does (see `solution.report`).
+    """
+
+    on_failure: OnFailure
+
+    @abstractmethod
+    def solve(self, v: Tensor) -> Solution:
+        """x with A x = v, both `(*B, n)`; the residual is relative to |v|."""
+
+    @abstractmethod
+    def solve_transpose(self, v: Tensor) -> Solution:
+        """x with A^T x = v, both `(*B, n)`; the residual is relative to |v|."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that define A, in the order that `rebuild` takes them."""
+        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return tuple(v for v in values if isinstance(v, Tensor))
+
+    def rebuild(self, *tensors: Tensor) -> Operator:
+        """The same operator over other tensors."""
+        names = [f.name for f in fields(self)]  # type: ignore[arg-type]
+        held = [name for name in names if isinstance(getattr(self, name), Tensor)]
+        changes: dict[str, Any] = dict(zip(held, tensors, strict=True))
+        return replace(self, **changes)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Dense(Operator):
+    """A as a matrix, factorised once: `Dense.at(residual, root)` or `Dense.of(matrix)`.
+
+    A solve counts as failed if its residual |A x - v| exceeds `rtol` |v|, as it does where A is
+    singular. Cost: n vjps and n^3 for the factor, n^2 a solve.
+
+    Example:
+        >>> Dense.of(torch.tensor([[2.0, 0.0], [1.0, 4.0]])).solve(torch.tensor([2.0, 5.0])).value
+        tensor([1., 1.])
+    """
+
+    matrix: Tensor
+    factor: Tensor
+    pivots: Tensor
+    rtol: float = 1e-6
+    on_failure: OnFailure = "warn"
+
+    @classmethod
+    def of(cls, matrix: Tensor, on_failure: OnFailure = "warn") -> Dense:
+        """The operator of `matrix`, `(*B, n, n)`."""
+        factor, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+        return cls(matrix, factor, pivots, on_failure=on_failure)
+
+    @classmethod
+    def at(
+        cls, residual: Callable[[Tensor], Tensor], root: Tensor, on_failure: OnFailure = "warn"
+    ) -> Dense:
+        """The Jacobian of `residual` at `root` `(*B, n)`, whose samples must be independent.
+
+        Row j of every sample comes from one vjp with the j-th unit vector in all samples at once.
+        """
+        with torch.no_grad():
+            _, pullback = torch.func.vjp(residual, root)
+            n = root.shape[-1]
+            unit = torch.eye(n, dtype=root.dtype, device=root.device)
+            seeds = unit.view(n, *[1] * (root.ndim - 1), n).expand(n, *root.shape)
+            rows = torch.func.vmap(pullback)(seeds)[0]  # (n, *B, n)
+            return cls.of(rows.movedim(0, -2), on_failure)
+
+    def solve(self, v: Tensor) -> Solution:
+        return self._solve(v, adjoint=False)
+
+    def solve_transpose(self, v: Tensor) -> Solution:
+        return self._solve(v, adjoint=True)
+
+    def _solve(self, v: Tensor, adjoint: bool) -> Solution:
+        x = torch.linalg.lu_solve(self.factor, self.pivots, v.unsqueeze(-1), adjoint=adjoint)
+        x = x.squeeze(-1)
+        matrix = self.matrix.mT if adjoint else self.matrix
+        size = batched_norm(v)
+        # By linearity the answer to zero is zero, also where A is singular or NaN: a sample that
+        # carries no gradient must not be able to poison the others through 0 * NaN.
+        x = torch.where(size.unsqueeze(-1) == 0, 0.0, x)
+        error = batched_norm((matrix @ x.unsqueeze(-1)).squeeze(-1) - v) / size
+        error = torch.where(size == 0, 0.0, error)
+        ok = error <= self.rtol  # False for NaN
+        status = torch.where(ok, int(Status.CONVERGED), int(Status.NUMERICAL_FAILURE))
+        return Solution(x, status, torch.ones_like(status), error)
+
+
+@dataclass(frozen=True)
+class MatrixFree(Operator):
+    """A applied through vjps and jvps of `residual` at `root`, solved by an iterative method.
+
+    Args:
+        residual: F, `(*B, n)` to `(*B, n)`, sample by sample.
+        root: z*, `(*B, n)`.
+        method: a method of `linear`: `GMRES()` (exact, default), `Anderson()` (exact, little
+            memory), `Neumann(k)` (k terms of the series: the phantom gradient).
+
+    The tensors that `residual` closes over cannot be listed, so `torch.func` transforms cannot
+    reach them here: use `torch.autograd` with this operator, or `Dense` with `torch.func`.
+    """
+
+    residual: Callable[[Tensor], Tensor]
+    root: Tensor
+    method: LinearMethod = GMRES()
+    on_failure: OnFailure = "warn"
+
+    def solve(self, v: Tensor) -> Solution:
+        def matvec(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.func.jvp(self.residual, (self.root,), (x,))[1]
+
+        return self.method.solve(matvec, v)
+
+    def solve_transpose(self, v: Tensor) -> Solution:
+        with torch.no_grad():
+            _, pullback = torch.func.vjp(self.residual, self.root)
+        return self.method.solve(lambda x: pullback(x)[0].detach(), v)
+
+
+@dataclass(frozen=True)
+class Identity(Operator):
+    """A replaced by I: the Jacobian-free gradient of Fung et al., "JFB" (AAAI 2022).
+
+    Biased: for F = z - f(z) it keeps the first term of (I - f')^-1 = I + f' + f'^2 + ..., which
+    is a descent direction if f is contractive enough. It never fails.
+    """
+
+    on_failure: OnFailure = "warn"
+
+    def solve(self, v: Tensor) -> Solution:
+        status = torch.zeros(v.shape[:-1], dtype=torch.int64, device=v.device)
+        return Solution(v.clone(), status, status, torch.full_like(v[..., 0], torch.nan))
+
+    def solve_transpose(self, v: Tensor) -> Solution:
+        return self.solve(v)

@@ -1,0 +1,132 @@
+"""What a batched solve returns: a value and, for each sample, a status, a step count and a residual."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+OnFailure = Literal["warn", "raise", "nan", "ignore"]
+
+
+class ConvergenceWarning(UserWarning):
+    """Some samples of a batch failed; the text names them, their status and what to try."""
+
+
+class ConvergenceError(RuntimeError):
+    """Raised in place of `ConvergenceWarning` under ``on_failure="raise"``."""
+
+
+class Status(IntEnum):
+    """How the solve of one sample ended; ``Status.X.message`` says it in words, with a remedy.
+
+    Codes up to `REDUCED_ACCURACY` are successes: the value may be used and differentiated.
+
+    Example:
+        >>> Status(2).name
+        'ITERATION_LIMIT'
+    """
+
+    message: str
+
+    def __new__(cls, code: int, message: str) -> Status:
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.message = message
+        return member
+
+    CONVERGED = 0, "converged to the tolerance"
+    REDUCED_ACCURACY = 1, "stalled above the tolerance, but close enough to it to be used"
+    ITERATION_LIMIT = 2, (
+        "stopped before the tolerance was reached; raise max_steps, loosen the tolerance, "
+        "or check that the problem is feasible and well scaled"
+    )
+    PRIMAL_INFEASIBLE = 3, (
+        "no point satisfies the constraints (a certificate was found); relax them or add slack"
+    )
+    DUAL_INFEASIBLE = 4, (
+        "the objective is unbounded below (a certificate was found); add bounds or a quadratic term"
+    )
+    NUMERICAL_FAILURE = 5, (
+        "a singular system or a non-finite value was met; the derivative may not exist here, "
+        "or the problem needs scaling or regularisation"
+    )
+    INVALID_INPUT = 6, "the data of this sample holds NaN, or an infinity where none is allowed"
+
+
+def succeeded(status: Tensor) -> Tensor:
+    """Which samples may be used and differentiated: boolean, the shape of `status`."""
+    return status <= Status.REDUCED_ACCURACY
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The outcome of a batched solve.
+
+    Attributes:
+        value: the answer, `(*B, ...)`, or a tuple of such tensors; of a sample that failed, the
+            best iterate seen.
+        status: `Status` codes, `(*B,)`, int64.
+        steps: steps taken by each sample, `(*B,)`, int64.
+        residual: the error that the solver tested, in the unit that it documents, `(*B,)`.
+        history: the residual before every step, `(steps, *B)`, if it was asked for.
+    """
+
+    value: Any
+    status: Tensor
+    steps: Tensor
+    residual: Tensor
+    history: Tensor | None = None
+
+
+def check_on_failure(on_failure: str) -> None:
+    """Raise a `ValueError` unless `on_failure` is one of the four policies."""
+    if on_failure not in get_args(OnFailure):
+        raise ValueError(f"on_failure={on_failure!r} is not one of {get_args(OnFailure)}")
+
+
+def report(status: Tensor, residual: Tensor, on_failure: OnFailure, what: str) -> None:
+    """Say which samples failed, once: a `ConvergenceWarning`, or the error under "raise".
+
+    Args:
+        status: `Status` codes, `(*B,)`.
+        residual: the error that each sample stopped at, `(*B,)`.
+        on_failure: "warn", "raise", "nan" or "ignore"; the last two say nothing here.
+        what: the name of the solve, for the message.
+
+    Raises:
+        ConvergenceError: under "raise", if a sample failed.
+    """
+    if on_failure in ("nan", "ignore"):
+        return
+    failed = ~succeeded(status)
+    if not bool(failed.any()):
+        return
+    message = _explain(status.flatten(), residual.flatten(), failed.flatten(), what)
+    if on_failure == "raise":
+        raise ConvergenceError(message)
+    # The frame to blame is the user's call of a public function, whose depth varies: leave it at
+    # the caller of `report`, and let the message speak.
+    warnings.warn(message, ConvergenceWarning, stacklevel=2)
+
+
+def _explain(status: Tensor, residual: Tensor, failed: Tensor, what: str) -> str:
+    """One line a status, naming up to five of its samples by their place in the flattened batch."""
+    lines = [f"{what}: {int(failed.sum())} of {failed.numel()} samples failed"]
+    for code in status[failed].unique().tolist():
+        where = (status == code).nonzero().flatten().tolist()
+        names = ", ".join(map(str, where[:5])) + (", ..." if len(where) > 5 else "")
+        worst = float(residual[where].max())
+        kind = Status(code)
+        lines.append(f"  sample {names}: {kind.name} (residual {worst:.1e}): {kind.message}")
+    return "\n".join(lines)
+
+
+def fill_failed(value: Tensor, status: Tensor, on_failure: OnFailure, fill: float = 0.0) -> Tensor:
+    """`value` `(*B, n)` with the failed samples replaced by `fill`, or by NaN under "nan"."""
+    fill = float("nan") if on_failure == "nan" else fill
+    return torch.where(succeeded(status).unsqueeze(-1), value, fill)
