@@ -36,6 +36,9 @@ from .problem import QP, matvec
 from .scaling import Scaling, equilibrate
 
 
+DIRECTION_RTOL = 1e-10  # a Newton direction needs no more; the next step sees what is left
+
+
 class Iterate(NamedTuple):
     """A point of the method, in the equilibrated space."""
 
@@ -230,7 +233,7 @@ def _newton(kkt: KKT, sides: Sides, x: Iterate, r: _Residual, target: Tensor) ->
     """
     q = torch.where(sides.present, (x.y * r.sides - target) / x.s, 0.0)
     row = torch.where(sides.fixed, r.fixed, kkt.t * (sides.sign * q).sum(1))
-    d, _ = kkt.solve(Blocks(r.dual, r.primal, row))
+    d, _ = kkt.solve(Blocks(r.dual, r.primal, row), rtol=DIRECTION_RTOL)
     ds, dy = _split(kkt.qp.rows(d.z), d.y, sides, x, r, target, q)
     return Newton(d.z, d.nu, ds, dy)
 

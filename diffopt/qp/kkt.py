@@ -76,16 +76,17 @@ class KKT:
     delta: float
     gamma: float
     refinements: int
-    rtol: float = 1e-12
 
-    def solve(self, r: Blocks, transpose: bool = False) -> tuple[Blocks, Tensor]:
+    def solve(
+        self, r: Blocks, transpose: bool = False, rtol: float = 1e-12
+    ) -> tuple[Blocks, Tensor]:
         """The solution for `r`, refined, and its residual relative to |r|, `(B)`."""
         x = self._solve_regularised(r, transpose)
         size = r.norm()
         rest = r.minus(self.apply(x, transpose))
         error = rest.norm()
         for _ in range(self.refinements):
-            if not bool((error > self.rtol * size).any()):
+            if not bool((error > rtol * size).any()):
                 break
             y = x.plus(self._solve_regularised(rest, transpose))
             new_rest = r.minus(self.apply(y, transpose))
@@ -149,7 +150,6 @@ class KKTFamily:
     delta: float
     gamma: float
     refinements: int
-    rtol: float = 1e-12
 
     @classmethod
     def of(cls, qp: QP, regularization: float = 1e-9, refinements: int = 6) -> KKTFamily:

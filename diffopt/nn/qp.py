@@ -1,0 +1,99 @@
+"""The QP as a module: `QPLayer`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..qp import InteriorPoint, QPSolution, solve_qp
+
+ARGUMENTS = ("Q", "p", "G", "h", "A", "b", "lb", "ub", "h_lower")
+
+
+class QPLayer(nn.Module):
+    """A layer whose output is the minimiser of a QP; see `solve_qp` for the problem.
+
+        minimise 1/2 z'Qz + p'z    subject to    h_lower <= Gz <= h,   Az = b,   lb <= z <= ub
+
+    It holds any of the arguments and takes the rest at each call. An `nn.Parameter` is learned; a
+    tensor or a number is kept as a buffer, so that it moves with the module and is saved with it.
+
+    Args:
+        Q, p, G, h, A, b, lb, ub, h_lower: arguments of `solve_qp` to hold, of the shapes given
+            there; None (default) leaves one to the call, or absent.
+        solver: the method and its settings.
+        options: further keyword arguments of `solve_qp` (order, on_failure, ...).
+
+    Raises:
+        ValueError: in the call, if an argument is given that is held already, or has no such
+            name; otherwise as `solve_qp`.
+
+    Example:
+        A layer that projects on the probability simplex, p = -x:
+
+        >>> simplex = QPLayer(Q=torch.eye(3), A=torch.ones(1, 3), b=1.0, lb=0.0)
+        >>> simplex(torch.tensor([[-0.5, -0.5, 0.0]]))
+        tensor([[0.5000, 0.5000, 0.0000]])
+    """
+
+    def __init__(
+        self,
+        *,
+        Q: Tensor | None = None,
+        p: Tensor | None = None,
+        G: Tensor | None = None,
+        h: Tensor | float | None = None,
+        A: Tensor | None = None,
+        b: Tensor | float | None = None,
+        lb: Tensor | float | None = None,
+        ub: Tensor | float | None = None,
+        h_lower: Tensor | float | None = None,
+        solver: InteriorPoint | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.solver = InteriorPoint() if solver is None else solver
+        self.options = options
+        given = dict(zip(ARGUMENTS, (Q, p, G, h, A, b, lb, ub, h_lower), strict=True))
+        self.held = tuple(name for name, value in given.items() if value is not None)
+        for name in self.held:
+            value = given[name]
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, torch.as_tensor(value))
+
+    def forward(self, p: Tensor | None = None, **arguments: Any) -> Tensor:
+        """The minimiser z, `(*B, n)`; p first, so that the layer fits an `nn.Sequential`."""
+        return self.solve(p, **arguments).z
+
+    def solve(self, p: Tensor | None = None, **arguments: Any) -> QPSolution:
+        """The whole `QPSolution`: multipliers, status and residuals too."""
+        given = {k: v for k, v in {"p": p, **arguments}.items() if v is not None}
+        for name in given:
+            if name not in ARGUMENTS:
+                raise ValueError(f"{name!r} is no argument of a QP: expected one of {ARGUMENTS}")
+            if name in self.held:
+                raise ValueError(
+                    f"{name} is held by this layer already: leave it out of the call, or make "
+                    "the layer without it"
+                )
+        if "p" not in given and "p" not in self.held:
+            raise ValueError("p is missing: give it to the layer or to the call")
+        full = given | {name: getattr(self, name) for name in self.held}
+        return solve_qp(full.pop("Q", None), full.pop("p"), **full, solver=self.solver, **self.options)
+
+    def extra_repr(self) -> str:
+        """Sizes of what is held, what is learned, and the solver."""
+        learned = {name for name, _ in self.named_parameters(recurse=False)}
+        parts = [
+            f"{name}{' learned' if name in learned else ''}={_size(getattr(self, name))}"
+            for name in self.held
+        ]
+        return ", ".join([*parts, f"solver={self.solver}"])
+
+
+def _size(value: Tensor) -> str:
+    return f"{value.item():g}" if value.ndim == 0 else str(tuple(value.shape))
