@@ -105,8 +105,10 @@ class _Solve(Function):
     ) -> Tensor:
         A = operator.rebuild(*held)
         solution = A.solve_transpose(v) if transpose else A.solve(v)
-        what = "implicit derivative: the transposed linear solve" if transpose else (
-            "implicit derivative: the linear solve"
+        what = (
+            "implicit derivative: the transposed linear solve"
+            if transpose
+            else ("implicit derivative: the linear solve")
         )
         report(solution.status, solution.residual, A.on_failure, what)
         return fill_failed(solution.value, solution.status, A.on_failure)

@@ -1,8 +1,8 @@
 """The batched loop: every sample has its own stopping test, best iterate and status.
 
-    1. measure(state) says how far each running sample is from done (error <= 1).
-    2. Samples that converged, broke down, stalled or got a verdict are frozen.
-    3. step(state) moves the rest; a frozen sample keeps its state bit for bit.
+1. measure(state) says how far each running sample is from done (error <= 1).
+2. Samples that converged, broke down, stalled or got a verdict are frozen.
+3. step(state) moves the rest; a frozen sample keeps its state bit for bit.
 """
 
 from __future__ import annotations

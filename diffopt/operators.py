@@ -11,8 +11,8 @@ it serves. Four are here; a solver that has factorised A anyway hands over its o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -42,15 +42,32 @@ class Operator(ABC):
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that define A, in the order that `rebuild` takes them."""
-        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
-        return tuple(v for v in values if isinstance(v, Tensor))
+        return tuple(_tensors(self))
 
     def rebuild(self, *tensors: Tensor) -> Operator:
         """The same operator over other tensors."""
-        names = [f.name for f in fields(self)]  # type: ignore[arg-type]
-        held = [name for name in names if isinstance(getattr(self, name), Tensor)]
-        changes: dict[str, Any] = dict(zip(held, tensors, strict=True))
-        return replace(self, **changes)  # type: ignore[type-var]
+        return _rebuilt(self, iter(tensors))
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """The tensor fields of a dataclass, those of dataclasses inside it included."""
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if isinstance(value, Tensor):
+            yield value
+        elif is_dataclass(value):
+            yield from _tensors(value)
+
+
+def _rebuilt(part: Any, tensors: Iterator[Tensor]) -> Any:
+    changes = {}
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if isinstance(value, Tensor):
+            changes[f.name] = next(tensors)
+        elif is_dataclass(value):
+            changes[f.name] = _rebuilt(value, tensors)
+    return replace(part, **changes)
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ class Dense(Operator):
         Row j of every sample comes from one vjp with the j-th unit vector in all samples at once.
         """
         with torch.no_grad():
-            _, pullback = torch.func.vjp(residual, root)
+            pullback = torch.func.vjp(residual, root)[1]
             n = root.shape[-1]
             unit = torch.eye(n, dtype=root.dtype, device=root.device)
             seeds = unit.view(n, *[1] * (root.ndim - 1), n).expand(n, *root.shape)
@@ -142,7 +159,7 @@ class MatrixFree(Operator):
 
     def solve_transpose(self, v: Tensor) -> Solution:
         with torch.no_grad():
-            _, pullback = torch.func.vjp(self.residual, self.root)
+            pullback = torch.func.vjp(self.residual, self.root)[1]
         return self.method.solve(lambda x: pullback(x)[0].detach(), v)
 
 

@@ -1,4 +1,4 @@
-"""What a batched solve returns: a value and, for each sample, a status, a step count and a residual."""
+"""What a batched solve returns: a value and, a sample, a status, a step count and a residual."""
 
 from __future__ import annotations
 
@@ -31,31 +31,33 @@ class Status(IntEnum):
         'ITERATION_LIMIT'
     """
 
-    message: str
+    CONVERGED = 0
+    REDUCED_ACCURACY = 1
+    ITERATION_LIMIT = 2
+    PRIMAL_INFEASIBLE = 3
+    DUAL_INFEASIBLE = 4
+    NUMERICAL_FAILURE = 5
+    INVALID_INPUT = 6
 
-    def __new__(cls, code: int, message: str) -> Status:
-        member = int.__new__(cls, code)
-        member._value_ = code
-        member.message = message
-        return member
+    @property
+    def message(self) -> str:
+        """What happened, and what to try."""
+        return _MESSAGES[self]
 
-    CONVERGED = 0, "converged to the tolerance"
-    REDUCED_ACCURACY = 1, "stalled above the tolerance, but close enough to it to be used"
-    ITERATION_LIMIT = 2, (
-        "stopped before the tolerance was reached; raise max_steps, loosen the tolerance, "
-        "or check that the problem is feasible and well scaled"
-    )
-    PRIMAL_INFEASIBLE = 3, (
-        "no point satisfies the constraints (a certificate was found); relax them or add slack"
-    )
-    DUAL_INFEASIBLE = 4, (
-        "the objective is unbounded below (a certificate was found); add bounds or a quadratic term"
-    )
-    NUMERICAL_FAILURE = 5, (
-        "a singular system or a non-finite value was met; the derivative may not exist here, "
-        "or the problem needs scaling or regularisation"
-    )
-    INVALID_INPUT = 6, "the data of this sample holds NaN, or an infinity where none is allowed"
+
+_MESSAGES = {
+    Status.CONVERGED: "converged to the tolerance",
+    Status.REDUCED_ACCURACY: "stalled above the tolerance, but close enough to it to be used",
+    Status.ITERATION_LIMIT: "stopped before the tolerance was reached; raise max_steps, loosen "
+    "the tolerance, or check that the problem is feasible and well scaled",
+    Status.PRIMAL_INFEASIBLE: "no point satisfies the constraints (a certificate was found); "
+    "relax them or add slack",
+    Status.DUAL_INFEASIBLE: "the objective is unbounded below (a certificate was found); add "
+    "bounds or a quadratic term",
+    Status.NUMERICAL_FAILURE: "a singular system or a non-finite value was met; the derivative "
+    "may not exist here, or the problem needs scaling or regularisation",
+    Status.INVALID_INPUT: "the data hold NaN, or an infinity where none is allowed",
+}
 
 
 def succeeded(status: Tensor) -> Tensor:

@@ -43,6 +43,13 @@ class Instance:
         names = ("Q", "p", "G", "h", "A", "b", "lb", "ub", "h_lower")
         return {name: getattr(self, name) for name in names}
 
+    def block(self, name: str) -> Tensor:
+        """The block `name`, which must be present."""
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ValueError(f"this instance has no {name}")
+        return value
+
 
 def random_qp(
     n: int,
@@ -128,9 +135,11 @@ def degenerate_qp(n: int, *, batch: tuple[int, ...] = (), seed: int = 0) -> Inst
     draw = _Draw(seed + 1, batch, ())
     copies = n // 2
     weak = draw.rows("G", n - copies, n)
-    G = torch.cat([base.G, base.G[..., :copies, :], weak], -2)
-    h = torch.cat([base.h, base.h[..., :copies], _times(weak, base.z)], -1)
-    lam = torch.cat([base.lam, torch.zeros_like(base.z)], -1)
+    G = torch.cat([base.block("G"), base.block("G")[..., :copies, :], weak], -2)
+    h = torch.cat(
+        [base.block("h"), base.block("h")[..., :copies], _times(weak, base.block("z"))], -1
+    )
+    lam = torch.cat([base.block("lam"), torch.zeros_like(base.block("z"))], -1)
     return Instance(Q=base.Q, p=base.p, G=G, h=h, z=base.z, lam=lam, nu=base.nu, mu=base.mu)
 
 
@@ -147,13 +156,13 @@ def infeasible_qp(
     base = random_qp(n, m, e, batch=batch, seed=seed)
     draw = _Draw(seed + 1, batch, ())
     w, nu = draw.uniform(m - 1), draw.normal(e)
-    last = -_times(base.G[..., :-1, :].mT, w)
-    h_last = -(base.h[..., :-1] * w).sum(-1, keepdim=True) - margin
+    last = -_times(base.block("G")[..., :-1, :].mT, w)
+    h_last = -(base.block("h")[..., :-1] * w).sum(-1, keepdim=True) - margin
     if e:
-        last = last - _times(base.A.mT, nu)
-        h_last = h_last - (base.b * nu).sum(-1, keepdim=True)
-    G = torch.cat([base.G[..., :-1, :], last.unsqueeze(-2)], -2)
-    h = torch.cat([base.h[..., :-1], h_last], -1)
+        last = last - _times(base.block("A").mT, nu)
+        h_last = h_last - (base.block("b") * nu).sum(-1, keepdim=True)
+    G = torch.cat([base.block("G")[..., :-1, :], last.unsqueeze(-2)], -2)
+    h = torch.cat([base.block("h")[..., :-1], h_last], -1)
     return Instance(Q=base.Q, p=base.p, G=G, h=h, A=base.A, b=base.b)
 
 
@@ -182,9 +191,7 @@ def unbounded_qp(
     )
 
 
-def _active_count(
-    n: int, m: int, e: int, rank: int, bounds: bool, active: int | None
-) -> int:
+def _active_count(n: int, m: int, e: int, rank: int, bounds: bool, active: int | None) -> int:
     limits, room, needed = m + (n if bounds else 0), n - e, max(0, n - e - rank)
     if active is None:
         active = max(needed, min(limits, room) // 2)

@@ -83,7 +83,9 @@ class QPLayer(nn.Module):
         if "p" not in given and "p" not in self.held:
             raise ValueError("p is missing: give it to the layer or to the call")
         full = given | {name: getattr(self, name) for name in self.held}
-        return solve_qp(full.pop("Q", None), full.pop("p"), **full, solver=self.solver, **self.options)
+        return solve_qp(
+            full.pop("Q", None), full.pop("p"), **full, solver=self.solver, **self.options
+        )
 
     def extra_repr(self) -> str:
         """Sizes of what is held, what is learned, and the solver."""

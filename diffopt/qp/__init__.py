@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..implicit import implicit_root
 from ..solution import OnFailure, Status, check_on_failure, report, succeeded
+from .arguments import Limit, build
 from .interior_point import InteriorPoint, Setup
 from .kkt import Blocks
 from .polish import Point, polish
-from .problem import QP, Limit, Residuals, build
+from .problem import QP, Residuals
 from .root import KKTOperator, kkt_residual, pack, unpack
 
 __all__ = ["InteriorPoint", "QPSolution", "Residuals", "solve_qp"]

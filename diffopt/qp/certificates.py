@@ -18,28 +18,31 @@ import torch
 from torch import Tensor
 
 from ..solution import Status
-from .problem import QP, largest, matvec
+from .problem import QP, Products, largest
 
 
-def verdict(qp: QP, z: Tensor, nu: Tensor, y: Tensor, tolerance: float = 1e-8) -> Tensor:
+def verdict(
+    qp: QP, z: Tensor, nu: Tensor, y: Tensor, products: Products, tolerance: float
+) -> Tensor:
     """`(B)`: the `Status` of an infeasibility that the vectors prove, or -1."""
     out = torch.full(z.shape[:1], -1, device=z.device)
-    out = torch.where(_is_ray(qp, z, tolerance), int(Status.DUAL_INFEASIBLE), out)
-    return torch.where(_is_farkas(qp, nu, y, tolerance), int(Status.PRIMAL_INFEASIBLE), out)
+    ray = _is_ray(qp, z, products, tolerance)
+    farkas = _is_farkas(qp, nu, y, products, tolerance)
+    out = torch.where(ray, int(Status.DUAL_INFEASIBLE), out)
+    return torch.where(farkas, int(Status.PRIMAL_INFEASIBLE), out)
 
 
-def _is_farkas(qp: QP, nu: Tensor, y: Tensor, tolerance: float) -> Tensor:
-    limit = torch.where(y > 0, qp.upper, qp.lower)
-    y = torch.where(limit.isfinite(), y, 0.0)
-    value = (qp.b * nu).sum(-1) + (qp.limits(y) * y).sum(-1)
-    combination = largest(matvec(qp.A.mT, nu) + qp.rows_transposed(y))
+def _is_farkas(qp: QP, nu: Tensor, y: Tensor, products: Products, tolerance: float) -> Tensor:
+    limit = qp.limits(y)
+    absent = limit.isinf()
+    value = (qp.b * nu).sum(-1) + (torch.where(absent, 0.0, limit) * y).sum(-1)
+    combination = largest(products.At_nu + products.Ct_y, torch.where(absent, y, 0.0))
     return (value < 0) & (combination <= tolerance * torch.minimum(-value, largest(nu, y)))
 
 
-def _is_ray(qp: QP, z: Tensor, tolerance: float) -> Tensor:
+def _is_ray(qp: QP, z: Tensor, products: Products, tolerance: float) -> Tensor:
     slope = (qp.p * z).sum(-1)
-    Cz = qp.rows(z)
-    above = torch.where(qp.upper.isfinite(), Cz, 0.0).clamp(min=0)
-    below = torch.where(qp.lower.isfinite(), -Cz, 0.0).clamp(min=0)
-    moved = torch.maximum(largest(matvec(qp.Q, z), matvec(qp.A, z)), largest(above, below))
+    above = torch.where(qp.upper.isfinite(), products.Cz, 0.0).clamp(min=0)
+    below = torch.where(qp.lower.isfinite(), -products.Cz, 0.0).clamp(min=0)
+    moved = largest(products.Qz, products.Az, above, below)
     return (slope < 0) & (moved <= tolerance * torch.minimum(-slope, largest(z)))

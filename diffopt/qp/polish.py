@@ -17,10 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .interior_point import Iterate, Setup, Sides, unscale, weights
+from .interior_point import Setup
 from .kkt import KKT, Blocks
+from .newton import Iterate, Sides, weights
 from .problem import QP, Residuals, matvec
-from .scaling import Scaling
+from .scaling import Scaling, unscale
 
 ROUNDS = 3  # guesses of the active set
 WEAK = 1e-7  # slack and multiplier below this (equilibrated) make a row weakly active
@@ -124,9 +125,7 @@ def _next_guess(qp: QP, sides: Sides, guess: _Guess) -> _Guess:
     return _Guess(guess.x, torch.where(active, 0.0, 1.0), at_upper)
 
 
-def _user_units(
-    qp: QP, scaling: Scaling, guess: _Guess
-) -> tuple[Tensor, Tensor, Tensor]:
+def _user_units(qp: QP, scaling: Scaling, guess: _Guess) -> tuple[Tensor, Tensor, Tensor]:
     """(z, nu, y) unscaled; an unknown at an active bound is at it to the last bit."""
     z, nu, y = unscale(scaling, *guess.x)
     if qp.bounded:
@@ -146,9 +145,7 @@ def _error(qp: QP, scaling: Scaling, sides: Sides, guess: _Guess) -> Tensor:
 def _select(mask: Tensor, new: _Guess, old: _Guess) -> _Guess:
     row = mask.unsqueeze(-1)
     x = Blocks(*(torch.where(row, a, b) for a, b in zip(new.x, old.x, strict=True)))
-    return _Guess(
-        x, torch.where(row, new.t, old.t), torch.where(row, new.at_upper, old.at_upper)
-    )
+    return _Guess(x, torch.where(row, new.t, old.t), torch.where(row, new.at_upper, old.at_upper))
 
 
 def _finish(qp: QP, setup: Setup, best: _Guess, central: Tensor, kkt: KKT | None) -> Point:

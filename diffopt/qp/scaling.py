@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .problem import QP, largest
+from .problem import QP, Products, largest
 
 PASSES = 8  # the log of each norm halves a pass: 1e8 is brought to 1e8^(1/256) = 1.07
 SMALLEST, LARGEST = 1e-4, 1e4  # bounds on every factor, as in Clarabel
@@ -70,9 +70,7 @@ def _cost_factor(Q: Tensor, p: Tensor, d: Tensor) -> Tensor:
     return (1 / torch.where(size > 0, size, 1.0)).unsqueeze(-1)
 
 
-def _scaled(
-    qp: QP, d: Tensor, e_A: Tensor, e_G: Tensor, e_C: Tensor, c: Tensor
-) -> QP:
+def _scaled(qp: QP, d: Tensor, e_A: Tensor, e_G: Tensor, e_C: Tensor, c: Tensor) -> QP:
     column = d.unsqueeze(-2)
     return QP(
         Q=qp.Q * (c * d).unsqueeze(-1) * column,
@@ -84,4 +82,21 @@ def _scaled(
         upper=qp.upper * e_C,
         bounded=qp.bounded,
         batch=qp.batch,
+    )
+
+
+def unscale(scaling: Scaling, z: Tensor, nu: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, nu, y) in the units of the user's problem."""
+    return scaling.d * z, scaling.e_A * nu / scaling.c, scaling.e_C * y / scaling.c
+
+
+def unscale_products(scaling: Scaling, products: Products) -> Products:
+    """The products in the units of the user's problem, without forming them again."""
+    column = scaling.c * scaling.d
+    return Products(
+        products.Qz / column,
+        products.Az / scaling.e_A,
+        products.Cz / scaling.e_C,
+        products.At_nu / column,
+        products.Ct_y / column,
     )

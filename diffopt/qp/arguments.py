@@ -1,0 +1,157 @@
+"""The border of `solve_qp`: arguments as users give them, checked once, in; one flat batch out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .problem import QP
+
+Limit = Tensor | float | None
+
+
+def build(
+    Q: Tensor | None,
+    p: Tensor,
+    G: Tensor | None,
+    h: Limit,
+    A: Tensor | None,
+    b: Limit,
+    lb: Limit,
+    ub: Limit,
+    h_lower: Limit,
+) -> tuple[QP, torch.Size]:
+    """Check the arguments of `solve_qp` and bring them to float64 and one batch dimension.
+
+    Returns:
+        The QP, attached to the graph of the arguments, and their common batch shape.
+
+    Raises:
+        ValueError: naming the argument, its shape and what was expected.
+    """
+    n = _unknowns(Q, p)
+    m, e = _row_count("G", G, n), _row_count("A", A, n)
+    given = {
+        "Q": (Q, (n, n)), "p": (p, (n,)), "G": (G, (m, n)), "A": (A, (e, n)),
+        "h": (h, (m,)), "h_lower": (h_lower, (m,)), "b": (b, (e,)), "lb": (lb, (n,)),
+        "ub": (ub, (n,)),
+    }  # fmt: skip
+    _check_partners(given)
+    like = p.double()
+    full = {k: _full(k, v, shape, like) for k, (v, shape) in given.items() if v is not None}
+    try:
+        batch = torch.broadcast_shapes(
+            *(v.shape[: v.ndim - len(given[k][1])] for k, v in full.items())
+        )
+    except RuntimeError:
+        shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in full.items())
+        raise ValueError(
+            f"the batch dimensions (all but the last two of Q, G, A; all but the last of p, h, "
+            f"b, lb, ub) do not broadcast together: {shapes}"
+        ) from None
+    flat = {k: _flatten(v, len(given[k][1]), batch) for k, v in full.items()}
+    return _assemble(flat, n, m, e, batch.numel(), like), batch
+
+
+def _assemble(flat: dict[str, Tensor], n: int, m: int, e: int, batch: int, like: Tensor) -> QP:
+    """Fill the absent blocks and stack the limits of the rows of C."""
+
+    def get(name: str, shape: tuple[int, ...], value: float) -> Tensor:
+        return flat[name] if name in flat else like.new_full((1, *shape), value)
+
+    inf = float("inf")
+    lower, upper = get("h_lower", (m,), -inf), get("h", (m,), inf)
+    bounded = "lb" in flat or "ub" in flat
+    if bounded:
+        lower, upper = _stack(lower, get("lb", (n,), -inf)), _stack(upper, get("ub", (n,), inf))
+    Q = get("Q", (n, n), 0.0)
+    return QP(
+        Q=(Q + Q.mT) / 2,
+        p=get("p", (n,), 0.0),
+        G=get("G", (m, n), 0.0),
+        A=get("A", (e, n), 0.0),
+        b=get("b", (e,), 0.0),
+        lower=lower,
+        upper=upper,
+        bounded=bounded,
+        batch=batch,
+    )
+
+
+def _stack(a: Tensor, b: Tensor) -> Tensor:
+    size = max(a.shape[0], b.shape[0])
+    return torch.cat([a.expand(size, -1), b.expand(size, -1)], -1)
+
+
+def _unknowns(Q: Tensor | None, p: Tensor) -> int:
+    for name, value in (("Q", Q), ("p", p)):
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}: expected a torch.Tensor")
+    if p is None or p.ndim == 0:
+        raise ValueError(
+            "p is missing or has no dimension: expected shape (*B, n); for a problem without a "
+            "linear term pass torch.zeros(n)"
+        )
+    if p.shape[-1] == 0:
+        raise ValueError(f"p has shape {tuple(p.shape)}: expected at least one unknown")
+    return p.shape[-1]
+
+
+def _row_count(name: str, M: Tensor | None, n: int) -> int:
+    if M is None:
+        return 0
+    if not isinstance(M, Tensor) or M.ndim < 2:
+        raise ValueError(f"{name} must be a tensor of shape (*B, rows, {n}), got {_shown(M)}")
+    return M.shape[-2]
+
+
+def _shown(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _check_partners(given: dict[str, tuple[Limit, tuple[int, ...]]]) -> None:
+    """G comes with h or h_lower, A with b, and the other way round."""
+
+    def absent(name: str) -> bool:
+        return given[name][0] is None
+
+    if absent("G") != (absent("h") and absent("h_lower")):
+        raise ValueError("G and its limits come together: give G with h, h_lower, or both")
+    if absent("A") != absent("b"):
+        raise ValueError("A and b come together: give both or neither")
+
+
+def _full(name: str, value: Tensor | float, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """`value` in float64 on the device of p, checked to end in `shape`; numbers fill it."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, int | float) or len(shape) == 2:
+            raise ValueError(
+                f"{name} must be a tensor of shape (*B, {_dims(shape)}), not {value!r}"
+            )
+        return like.new_full(shape, float(value))
+    if value.device != like.device:
+        raise ValueError(
+            f"{name} is on {value.device}, but p is on {like.device}: move all to one device"
+        )
+    if value.is_complex():
+        raise ValueError(f"{name} is complex ({value.dtype}): expected real numbers")
+    if value.ndim == 0 and len(shape) == 1:
+        value = value.expand(shape)
+    if tuple(value.shape[value.ndim - len(shape) :]) != shape:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}: expected (*B, {_dims(shape)}), "
+            "with n unknowns from p, one row per limit, any batch dimensions *B"
+        )
+    return value.double()
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _flatten(value: Tensor, event: int, batch: torch.Size) -> Tensor:
+    """One batch dimension: 1 if all samples share `value`, else the whole batch."""
+    lead, tail = value.shape[: value.ndim - event], value.shape[value.ndim - event :]
+    if lead.numel() == 1 and batch.numel() != 0:
+        return value.reshape(1, *tail)
+    return value.expand(*batch, *tail).reshape(batch.numel(), *tail)

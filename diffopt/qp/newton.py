@@ -1,0 +1,145 @@
+"""A point of the interior-point method, and the Newton directions from it.
+
+Both limits of a row of C share one row of the KKT matrix. Slack and multiplier of each side are
+s, y >= 0 of shape `(B, 2, k)`, side 0 the upper limit and side 1 the lower one:
+
+    side 0:  C z + s_0 = upper        side 1:  -C z + s_1 = -lower        y = y_0 - y_1
+
+Absent sides are masked (s = 1, y = 0). A row with lower == upper has no interior: it is an
+equality row of the KKT matrix (t = 0), its multiplier of any sign is kept in y_0.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .kkt import KKT, Blocks
+from .problem import QP, Products
+
+DIRECTION_RTOL = 1e-10  # a Newton direction needs no more; the next step sees what is left
+
+
+class Iterate(NamedTuple):
+    """A point of the method, in the equilibrated space."""
+
+    z: Tensor  # (B, n)
+    nu: Tensor  # (B, e)
+    s: Tensor  # (B, 2, k)
+    y: Tensor  # (B, 2, k)
+
+    def multipliers(self) -> Tensor:
+        """y = y_0 - y_1, `(B, k)`."""
+        return self.y[:, 0] - self.y[:, 1]
+
+
+class Sides(NamedTuple):
+    """The limits as stacked one-sided constraints, `(B|1, 2, k)`; `fixed` rows `(B|1, k)`."""
+
+    limit: Tensor  # finite; 0 on absent sides
+    present: Tensor  # bool: finite and not fixed
+    fixed: Tensor  # bool: lower == upper
+    sign: Tensor  # (2, 1): +1, -1
+
+    @classmethod
+    def of(cls, qp: QP) -> Sides:
+        limit = torch.stack(torch.broadcast_tensors(qp.upper, qp.lower), 1)
+        fixed = (qp.upper == qp.lower) & qp.upper.isfinite()
+        present = limit.isfinite() & ~fixed.unsqueeze(1)
+        limit = torch.where(limit.isfinite(), limit, 0.0)
+        return cls(limit, present, fixed, limit.new_tensor([[1.0], [-1.0]]))
+
+
+class Newton(NamedTuple):
+    """A direction of the method."""
+
+    dz: Tensor
+    dnu: Tensor
+    ds: Tensor
+    dy: Tensor
+
+
+def weights(sides: Sides, x: Iterate) -> Tensor:
+    """t of the KKT matrix: (1 - t) / t is the sum of y / s over the sides of a row."""
+    ratio = torch.where(sides.present, x.y / x.s, 0.0).sum(1)
+    return torch.where(sides.fixed, 0.0, 1 / (1 + ratio))
+
+
+class Rest(NamedTuple):
+    dual: Tensor  # (B, n)
+    primal: Tensor  # (B, e)
+    sides: Tensor  # (B, 2, k): sign (limit - C z) - s
+    fixed: Tensor  # (B, k): limit - C z on fixed rows
+
+
+def residual(qp: QP, sides: Sides, x: Iterate, products: Products) -> Rest:
+    """What is left of the linear KKT equations at x."""
+    rest = sides.limit - products.Cz.unsqueeze(1)
+    return Rest(
+        -(products.Qz + qp.p + products.At_nu + products.Ct_y),
+        qp.b - products.Az,
+        torch.where(sides.present, sides.sign * rest - x.s, 0.0),
+        torch.where(sides.fixed, rest[:, 0], 0.0),
+    )
+
+
+def newton(kkt: KKT, sides: Sides, x: Iterate, r: Rest, target: Tensor) -> Newton:
+    """The direction with  sign C dz + ds = r.sides  and  s dy + y ds = target.
+
+    Eliminating ds gives  dy = (y/s) sign C dz - q,  q = (y r.sides - target) / s, a side; summed
+    with the signs, and times t (the sum of y/s is (1 - t)/t), the row of the KKT matrix.
+    """
+    q = torch.where(sides.present, (x.y * r.sides - target) / x.s, 0.0)
+    row = torch.where(sides.fixed, r.fixed, kkt.t * (sides.sign * q).sum(1))
+    d, _ = kkt.solve(Blocks(r.dual, r.primal, row), rtol=DIRECTION_RTOL)
+    ds, dy = _split(kkt.qp.rows(d.z), d.y, sides, x, r, target, q)
+    return Newton(d.z, d.nu, ds, dy)
+
+
+def _split(
+    Cdz: Tensor, dy_row: Tensor, sides: Sides, x: Iterate, r: Rest, target: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(ds, dy) of the two sides of each row from the dy of the row.
+
+    On a side far from its limit (s > y) ds follows from C dz and dy from ds; on one near it
+    (y >= s) the other way round, so that nothing is divided by what is nearly zero. What the sum
+    over the sides lacks of the refined dy of the row goes to the near side.
+    """
+    move = sides.sign * Cdz.unsqueeze(1)
+    dy = x.y / x.s * move - q
+    near = sides.present & (x.y >= x.s)
+    lack = dy_row.unsqueeze(1) - (sides.sign * dy).sum(1, keepdim=True)
+    heavier = near & (x.y * x.s.flip(1) >= x.y.flip(1) * x.s)
+    dy = torch.where(heavier, dy + sides.sign * lack, dy)
+    ds = torch.where(near, (target - x.s * dy) / x.y, r.sides - move)
+    ds = torch.where(sides.present, ds, 0.0)
+    dy = torch.where(sides.present, dy, 0.0)
+    fixed = torch.stack([sides.fixed, torch.zeros_like(sides.fixed)], 1)
+    return ds, torch.where(fixed, dy_row.unsqueeze(1), dy)
+
+
+def mean_product(x: Iterate, present: Tensor) -> Tensor:
+    """Mean complementarity product over the present sides, `(B)`; 0 if there are none."""
+    total = torch.where(present, x.s * x.y, 0.0).sum((1, 2))
+    return total / present.sum((1, 2)).clamp(min=1)
+
+
+def step_length(x: Iterate, d: Newton, present: Tensor) -> Tensor:
+    """The largest step that keeps s and y nonnegative, `(B)`; infinite if every step does."""
+    if present.shape[-1] == 0:
+        return torch.full_like(x.z[:, 0], torch.inf)
+    short = torch.full_like(x.s, torch.inf)
+    for value, move in ((x.s, d.ds), (x.y, d.dy)):
+        blocking = present & (move < 0)
+        short = torch.minimum(short, torch.where(blocking, -value / move, torch.inf))
+    return short.amin((1, 2))
+
+
+def advance(x: Iterate, d: Newton, length: Tensor, present: Tensor) -> Iterate:
+    """x + length d, with s and y of the present sides kept from rounding to zero."""
+    row, side = length[:, None], length[:, None, None]
+    s, y = x.s + side * d.ds, x.y + side * d.dy
+    s, y = (torch.where(present, v.clamp(min=1e-30), v) for v in (s, y))
+    return Iterate(x.z + row * d.dz, x.nu + row * d.dnu, s, y)
