@@ -111,7 +111,8 @@ class _Solve(Function):
             else ("implicit derivative: the linear solve")
         )
         report(solution.status, solution.residual, A.on_failure, what)
-        return fill_failed(solution.value, solution.status, A.on_failure)
+        fill = float("nan") if A.on_failure == "nan" else 0.0
+        return fill_failed(solution.value, solution.status, fill)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

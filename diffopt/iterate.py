@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .solution import Solution, Status
 
-State = Any  # a NamedTuple of tensors with the batch dimension first
+State = Any  # a NamedTuple of tensors with the batch dimension first, or of such tuples
 
 
 class Measure(NamedTuple):
@@ -35,7 +35,9 @@ class Measure(NamedTuple):
 def select(mask: Tensor, new: State, old: State) -> State:
     """Sample by sample, `new` where `mask` `(B,)` holds and `old` elsewhere."""
 
-    def pick(a: Tensor, b: Tensor) -> Tensor:
+    def pick(a: Any, b: Any) -> Any:
+        if isinstance(a, tuple):
+            return select(mask, a, b)
         return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
 
     return type(old)(*(pick(a, b) for a, b in zip(new, old, strict=True)))

@@ -128,7 +128,6 @@ def _explain(status: Tensor, residual: Tensor, failed: Tensor, what: str) -> str
     return "\n".join(lines)
 
 
-def fill_failed(value: Tensor, status: Tensor, on_failure: OnFailure, fill: float = 0.0) -> Tensor:
-    """`value` `(*B, n)` with the failed samples replaced by `fill`, or by NaN under "nan"."""
-    fill = float("nan") if on_failure == "nan" else fill
+def fill_failed(value: Tensor, status: Tensor, fill: float) -> Tensor:
+    """`value` `(*B, n)` with `fill` in the samples that failed."""
     return torch.where(succeeded(status).unsqueeze(-1), value, fill)

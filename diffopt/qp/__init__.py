@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..implicit import implicit_root
-from ..solution import OnFailure, Status, check_on_failure, report, succeeded
+from ..solution import OnFailure, Status, check_on_failure, fill_failed, report, succeeded
 from .arguments import Limit, build
 from .interior_point import InteriorPoint, Setup
 from .kkt import Blocks
@@ -125,6 +125,8 @@ def solve_qp(
     _check_options(warm_start, order, degenerate, infeasible, on_failure)
     qp, batch = build(Q, p, G, h, A, b, lb, ub, h_lower)
     dtype = _common_dtype(Q, p, G, h, A, b, lb, ub, h_lower)
+    if batch.numel() == 0:
+        return _empty(qp, batch, dtype)
     valid = qp.valid()
     qp = qp if bool(valid.all()) else qp.without_nonfinite()
     with torch.no_grad():
@@ -134,6 +136,7 @@ def solve_qp(
         point = polish(data, setup, found.value)
         status = solver.judge(found.status, point.residuals.worst())
         status = torch.where(valid, status, int(Status.INVALID_INPUT))
+        point = point._replace(z=torch.where(valid.unsqueeze(-1), point.z, torch.nan))
         report(status.view(batch), point.residuals.worst().view(batch), on_failure, "solve_qp")
     x = _differentiable(qp, setup, point, status, order, on_failure)
     m, n = qp.m, qp.n
@@ -155,19 +158,41 @@ def solve_qp(
     )
 
 
+def _empty(qp: QP, batch: torch.Size, dtype: torch.dtype) -> QPSolution:
+    """The solution of no problem at all, in the graph of the arguments like any other."""
+    anchor = sum((v.sum() for v in (qp.Q, qp.p, qp.G, qp.A, qp.b)), qp.p.new_zeros(()))
+    limits = (
+        torch.where(qp.lower.isfinite(), qp.lower, 0.0).sum()
+        + torch.where(qp.upper.isfinite(), qp.upper, 0.0).sum()
+    )
+
+    def values(size: int) -> Tensor:
+        return (qp.p.new_zeros(*batch, size) + anchor + limits).to(dtype)
+
+    status = torch.zeros(batch, dtype=torch.int64, device=qp.p.device)
+    return QPSolution(
+        z=values(qp.n),
+        lam=values(qp.m),
+        nu=values(qp.A.shape[-2]),
+        mu=values(qp.n),
+        status=status,
+        iterations=status,
+        residuals=Residuals(*(qp.p.new_zeros(batch) for _ in range(3))),
+        weakly_active=torch.zeros(*batch, qp.m + qp.n, dtype=torch.bool, device=qp.p.device),
+    )
+
+
 def _differentiable(
     qp: QP, setup: Setup, point: Point, status: Tensor, order: int, on_failure: OnFailure
 ) -> Blocks:
     """(z, nu, y) re-attached to the graph of `qp`, failed samples treated as `on_failure` says."""
     root = pack(Blocks(point.z, point.nu, point.y))
     alive = succeeded(status)
-    gone = ~alive if on_failure == "nan" else status == int(Status.INVALID_INPUT)
-    root = torch.where(gone.unsqueeze(-1), torch.nan, root)
-    if torch.is_grad_enabled() and qp.requires_grad():
-        operator = KKTOperator.at(point, setup.scaling, alive, on_failure)
-        residual = kkt_residual(qp, setup.scaling, point)
-        root = implicit_root(residual, root, operator, order)
-    return unpack(root, qp)
+    if not qp.differentiated():
+        return unpack(fill_failed(root, status, torch.nan) if on_failure == "nan" else root, qp)
+    operator = KKTOperator.at(point, setup.scaling, alive, on_failure)
+    residual = kkt_residual(qp, setup.scaling, point)
+    return unpack(implicit_root(residual, root, operator, order), qp)
 
 
 def _check_options(

@@ -79,7 +79,7 @@ def _assemble(flat: dict[str, Tensor], n: int, m: int, e: int, batch: int, like:
 
 
 def _stack(a: Tensor, b: Tensor) -> Tensor:
-    size = max(a.shape[0], b.shape[0])
+    (size,) = torch.broadcast_shapes(a.shape[:1], b.shape[:1])
     return torch.cat([a.expand(size, -1), b.expand(size, -1)], -1)
 
 

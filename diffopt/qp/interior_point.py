@@ -26,7 +26,17 @@ from ..iterate import Measure, iterate
 from ..solution import Solution, Status
 from .certificates import verdict
 from .kkt import Blocks, KKTFamily
-from .newton import Iterate, Sides, advance, mean_product, newton, residual, step_length, weights
+from .newton import (
+    Iterate,
+    Ray,
+    Sides,
+    advance,
+    mean_product,
+    newton,
+    residual,
+    step_length,
+    weights,
+)
 from .problem import QP, Products
 from .scaling import Scaling, equilibrate, unscale, unscale_products
 
@@ -84,7 +94,7 @@ class InteriorPoint:
             found = scaled.products(x.z, x.nu, y)
             point = unscale(scaling, x.z, x.nu, y)
             error = qp.residuals(*point, unscale_products(scaling, found)).worst() / self.eps
-            ends = verdict(scaled, x.z, x.nu, y, found, self.eps_infeasible)
+            ends = verdict(scaled, setup.sides, x, found, self.eps_infeasible)
             return Measure(error, ends, found)
 
         def step(x: Iterate, found: Products) -> Iterate:
@@ -131,7 +141,8 @@ class InteriorPoint:
         s = torch.where(v > 0, 2 * mu / (root + v), (root - v) / 2)
         s, y = torch.where(sides.present, s, 1.0), torch.where(sides.present, y, 0.0)
         y[:, 0] = torch.where(sides.fixed, x.y, y[:, 0])
-        return Iterate(x.z, x.nu, s, y)
+        none = torch.zeros_like(x.z), torch.zeros_like(x.z), torch.zeros_like(x.nu)
+        return Iterate(x.z, x.nu, s, y, Ray(*none, torch.zeros_like(x.y)))
 
     def step(self, family: KKTFamily, sides: Sides, x: Iterate, found: Products) -> Iterate:
         """One predictor-corrector step; `found` are the products at x."""
@@ -149,7 +160,7 @@ class InteriorPoint:
         # Close to the boundary at the start, closer once the central path is followed.
         fraction = torch.where(mu > 1e-4, 0.99, 0.999)
         length = (fraction * step_length(x, both, sides.present)).clamp(max=1.0)
-        return advance(x, both, length, sides.present)
+        return advance(x, both, length, sides.present)._replace(last=Ray.of(x.z, found))
 
 
 def _start_mu(v: Tensor, present: Tensor) -> Tensor:

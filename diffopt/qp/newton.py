@@ -22,6 +22,19 @@ from .problem import QP, Products
 DIRECTION_RTOL = 1e-10  # a Newton direction needs no more; the next step sees what is left
 
 
+class Ray(NamedTuple):
+    """z and its products at the step before: their change is a candidate for a ray."""
+
+    z: Tensor
+    Qz: Tensor
+    Az: Tensor
+    Cz: Tensor
+
+    @classmethod
+    def of(cls, z: Tensor, products: Products) -> Ray:
+        return cls(z, products.Qz, products.Az, products.Cz)
+
+
 class Iterate(NamedTuple):
     """A point of the method, in the equilibrated space."""
 
@@ -29,6 +42,7 @@ class Iterate(NamedTuple):
     nu: Tensor  # (B, e)
     s: Tensor  # (B, 2, k)
     y: Tensor  # (B, 2, k)
+    last: Ray
 
     def multipliers(self) -> Tensor:
         """y = y_0 - y_1, `(B, k)`."""
@@ -142,4 +156,4 @@ def advance(x: Iterate, d: Newton, length: Tensor, present: Tensor) -> Iterate:
     row, side = length[:, None], length[:, None, None]
     s, y = x.s + side * d.ds, x.y + side * d.dy
     s, y = (torch.where(present, v.clamp(min=1e-30), v) for v in (s, y))
-    return Iterate(x.z + row * d.dz, x.nu + row * d.dnu, s, y)
+    return Iterate(x.z + row * d.dz, x.nu + row * d.dnu, s, y, x.last)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def matvec(M: Tensor, x: Tensor) -> Tensor:
@@ -92,9 +93,12 @@ class QP:
         changed: dict[str, Any] = {k: change(v) for k, v in held.items() if isinstance(v, Tensor)}
         return replace(self, **changed)
 
-    def requires_grad(self) -> bool:
-        """Whether any of the data is differentiable."""
-        return any(v.requires_grad for v in vars(self).values() if isinstance(v, Tensor))
+    def differentiated(self) -> bool:
+        """Whether a derivative, reverse or forward, is asked of any of the data."""
+        held = [v for v in vars(self).values() if isinstance(v, Tensor)]
+        if torch.is_grad_enabled() and any(v.requires_grad for v in held):
+            return True
+        return any(forward_ad.unpack_dual(v).tangent is not None for v in held)
 
     def valid(self) -> Tensor:
         """Samples whose data are finite where they must be, bool `(batch,)`."""

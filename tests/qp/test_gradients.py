@@ -45,15 +45,13 @@ def test_full_jacobian(name):
 
 def test_forward_mode_agrees_with_reverse_mode():
     a = cases.arguments(SMALL["everything"])
-    f = lambda p: solve_qp(**a | {"p": p}).z  # noqa: E731
-    forward = torch.func.jacfwd(f, randomness="error")  # one jvp a column, looped by hand below
-    del forward
-    reverse = torch.autograd.functional.jacobian(f, a["p"])
-    columns = []
-    for i in range(a["p"].numel()):
-        d = torch.zeros_like(a["p"]).flatten()
-        d[i] = 1.0
-        columns.append(torch.func.jvp(f, (a["p"],), (d.view_as(a["p"]),))[1])
+
+    def function(p):
+        return solve_qp(**a | {"p": p}).z
+
+    reverse = torch.autograd.functional.jacobian(function, a["p"])
+    unit = torch.eye(a["p"].numel(), dtype=torch.float64)
+    columns = [torch.func.jvp(function, (a["p"],), (d.view_as(a["p"]),))[1] for d in unit]
     torch.testing.assert_close(torch.stack(columns, -1).view_as(reverse), reverse)
 
 
