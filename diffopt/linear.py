@@ -170,7 +170,7 @@ def _anderson_sweep(apply: Matvec, r: Tensor, memory: int) -> Tensor:
     d = torch.zeros_like(r)
     points, gaps = [d], [r]
     for _ in range(memory - 1):
-        d = points[-1] + gaps[-1] if len(gaps) == 1 else _mixed(points, gaps)
+        d = _mixed(points, gaps)
         points.append(d)
         gaps.append(r - apply(d))
     return _mixed(points, gaps)
@@ -179,6 +179,8 @@ def _anderson_sweep(apply: Matvec, r: Tensor, memory: int) -> Tensor:
 def _mixed(points: list[Tensor], gaps: list[Tensor]) -> Tensor:
     """x + g at the affine combination of the points that minimises |g|, g the combined gap."""
     g, x = gaps[-1], points[-1]
+    if len(gaps) == 1:
+        return x + g
     dG = torch.stack([a - g for a in gaps[:-1]], -1)  # (B, n, j)
     dX = torch.stack([a - x for a in points[:-1]], -1)
     bad = ~(dG.isfinite().flatten(1).all(-1) & g.isfinite().all(-1))

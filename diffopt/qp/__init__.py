@@ -136,7 +136,8 @@ def solve_qp(
         point = polish(data, setup, found.value)
         status = solver.judge(found.status, point.residuals.worst())
         status = torch.where(valid, status, int(Status.INVALID_INPUT))
-        point = point._replace(z=torch.where(valid.unsqueeze(-1), point.z, torch.nan))
+        if on_failure != "nan":  # then the operator puts NaN in, and in the gradient too
+            point = point._replace(z=torch.where(valid.unsqueeze(-1), point.z, torch.nan))
         report(status.view(batch), point.residuals.worst().view(batch), on_failure, "solve_qp")
     x = _differentiable(qp, setup, point, status, order, on_failure)
     m, n = qp.m, qp.n

@@ -1,5 +1,7 @@
 """Every feasible problem of the table is solved, by the definition."""
 
+import functools
+
 import pytest
 import torch
 
@@ -11,7 +13,9 @@ from .. import cases, checks
 @pytest.mark.parametrize("engine", cases.ENGINES)
 @pytest.mark.parametrize("name", cases.QPS | cases.LARGE_QPS)
 class TestSolution:
-    def solve(self, engine, name):
+    @staticmethod
+    @functools.cache
+    def solve(engine, name):
         instance = (cases.QPS | cases.LARGE_QPS)[name]
         sol = solve_qp(**instance.arguments(), solver=cases.ENGINES[engine])
         return instance, sol

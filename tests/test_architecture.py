@@ -1,0 +1,67 @@
+"""Arrows point down: which part of the package may import which, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# part: the parts that it may import (itself always)
+ARROWS = {
+    "solution": set(),
+    "iterate": {"solution"},
+    "linear": {"iterate", "solution"},
+    "operators": {"linear", "solution"},
+    "implicit": {"operators", "solution"},
+    "qp": {"implicit", "operators", "iterate", "solution"},
+    "nn": {"qp"},
+    "__init__": {"nn", "qp", "implicit", "solution"},
+}
+# inside diffopt/qp, lowest first: a file may import those before it
+QP_ORDER = ["problem", "arguments", "scaling", "kkt", "newton", "certificates", "interior_point",
+            "polish", "root", "__init__"]  # fmt: skip
+FILES = sorted((ROOT / "diffopt").rglob("*.py"))
+
+
+def imports(path):
+    """(module, level, inside a function) of every `from ... import` and `import` in a file."""
+    tree = ast.parse(path.read_text())
+    inner = {
+        id(node)
+        for f in ast.walk(tree)
+        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(f)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.level, id(node) in inner
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, 0, id(node) in inner
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_point_down(path):
+    folder = path.parent.name
+    part = folder if folder != "diffopt" else path.stem
+    for module, level, inside in imports(path):
+        assert not inside, f"{module} is imported inside a function"
+        top = module.split(".")[0]
+        assert top not in ("problems", "diffopt", "tests"), f"{path.name} imports {module}"
+        if level == (2 if folder != "diffopt" else 1):
+            assert top in ARROWS[part], f"{part} imports {top}"
+        elif level == 1 and folder == "qp":
+            assert QP_ORDER.index(top) < QP_ORDER.index(path.stem), f"{path.stem} imports {top}"
+
+
+def test_every_part_is_in_the_table():
+    parts = {p.stem for p in (ROOT / "diffopt").glob("*.py")}
+    parts |= {p.parent.name for p in (ROOT / "diffopt").glob("*/__init__.py")}
+    assert parts == set(ARROWS)
+    assert {p.stem for p in (ROOT / "diffopt" / "qp").glob("*.py")} == set(QP_ORDER)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "problems").glob("*.py")), ids=lambda p: p.name)
+def test_problems_use_public_names_only(path):
+    for module, level, _ in imports(path):
+        assert level or module.split(".")[0] != "diffopt" or module == "diffopt"
