@@ -112,12 +112,15 @@ def solve_qp(
     that is checked (1e-6 at most, 1e-12 typically).
 
     Example:
-        The projection of (2, 0) on the line z_0 + z_1 = 1 with z >= 0 is (1, 0):
+        The point of the line z_0 + z_1 = 1, z >= 0, nearest to -p = (0.9, 0.5) is (0.7, 0.3),
+        with z + p + nu = 0. Moving p_0 by d moves it by (-d/2, d/2):
 
-        >>> p = torch.tensor([-2.0, 0.0], requires_grad=True)
+        >>> p = torch.tensor([-0.9, -0.5], requires_grad=True)
         >>> sol = solve_qp(torch.eye(2), p, A=torch.ones(1, 2), b=1.0, lb=0.0)
-        >>> sol.z, sol.nu, sol.mu
-        (tensor([1., 0.]), tensor([1.]), tensor([ 0., -1.]))
+        >>> sol.z.detach(), sol.nu.detach()
+        (tensor([0.7000, 0.3000]), tensor([0.2000]))
+        >>> torch.autograd.grad(sol.z[1], p)[0]
+        tensor([ 0.5000, -0.5000])
 
     Source: Amos & Kolter, "OptNet" (ICML 2017), eq. (3)-(8), for the layer and its derivative;
     `qp.interior_point`, `qp.kkt` and `qp.polish` name theirs.

@@ -1,0 +1,38 @@
+"""The README's quick start runs as it stands, and its commands are those of CI."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def quick_start():
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    return code
+
+
+def test_quick_start_runs_and_is_right(capsys):
+    code = quick_start()
+    lines = [line for line in code.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) <= 10
+    torch.manual_seed(0)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    z, p = names["sol"].z, names["p"]
+    assert (z >= 0).all() and z.sum(-1).detach().numpy() == pytest.approx(1.0)
+    assert p.grad.isfinite().all() and p.grad.abs().sum() > 0
+    assert "torch.Size([32, 3]) [0, 0, 0" in capsys.readouterr().out
+
+
+def test_files_that_the_readme_names_exist():
+    for path in re.findall(r"`((?:examples|benchmarks|docs)/[\w./]+)`|\]\((docs/[\w./]+)\)", TEXT):
+        assert (ROOT / "".join(path)).exists(), path
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    commands = re.findall(r"^    (python -m pip install .* && python -m pytest)$", TEXT, re.M)
+    assert len(commands) == 1
