@@ -37,9 +37,11 @@ def measure(a: dict[str, torch.Tensor], sol: diffopt.QPSolution) -> float:
     """The worst relative KKT residual of the returned values, from the definition."""
     Q, p, lb, ub = (a[k].numpy() for k in ("Q", "p", "lb", "ub"))
     z, lam, nu, mu = (v.numpy() for v in (sol.z, sol.lam, sol.nu, sol.mu))
-    G, h = (a[k].numpy() if k in a else np.zeros((0, len(p)))[..., 0:] for k in ("G", "h"))
-    A, b = (a[k].numpy() if k in a else np.zeros((0, len(p)))[..., 0:] for k in ("A", "b"))
-    h, b = h.reshape(-1)[: len(lam)], b.reshape(-1)[: len(nu)]
+    G, h, A, b = (a[k].numpy() if k in a else None for k in ("G", "h", "A", "b"))
+    if G is None:
+        G, h = np.zeros((0, len(p))), np.zeros(0)
+    if A is None:
+        A, b = np.zeros((0, len(p))), np.zeros(0)
 
     def top(*vectors: np.ndarray) -> float:
         return max((float(np.abs(v).max()) for v in vectors if v.size), default=0.0)
@@ -47,11 +49,11 @@ def measure(a: dict[str, torch.Tensor], sol: diffopt.QPSolution) -> float:
     violation = top(*(np.maximum(v, 0) for v in (G @ z - h, lb - z, z - ub)), A @ z - b)
     stationarity = top(Q @ z + p + G.T @ lam + A.T @ nu + mu)
     bounds = np.where(mu > 0, ub, lb)
-    bounds = np.where(mu == 0, 0.0, bounds) @ mu
-    gap = abs(z @ Q @ z + p @ z + h @ lam + b @ nu + bounds)
+    stray = top(mu[np.isinf(bounds)], np.minimum(lam, 0))  # multipliers of limits not there
+    gap = abs(z @ Q @ z + p @ z + h @ lam + b @ nu + np.where(np.isinf(bounds), 0, bounds) @ mu)
     return max(
         violation / (1 + top(G @ z, A @ z, b)),
-        stationarity / (1 + top(Q @ z, p, mu)),
+        max(stationarity, stray) / (1 + top(Q @ z, p, mu)),
         gap / (1 + abs(z @ Q @ z / 2 + p @ z)),
     )
 

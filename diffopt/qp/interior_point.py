@@ -40,6 +40,10 @@ from .newton import (
 from .problem import QP, Products
 from .scaling import Scaling, equilibrate, unscale, unscale_products
 
+# Accuracy of the directions. The predictor only says how much to centre; what the corrector leaves,
+# the next step sees.
+PREDICTOR_RTOL, CORRECTOR_RTOL = 1e-4, 1e-10
+
 
 class Setup(NamedTuple):
     """What is prepared once for a batch: the equilibrated problem in its three aspects."""
@@ -149,14 +153,14 @@ class InteriorPoint:
         rest = residual(family.qp, sides, x, found)
         kkt = family.factorize(weights(sides, x))
         mu = mean_product(x, sides.present)
-        affine = newton(kkt, sides, x, rest, -x.s * x.y)
+        affine = newton(kkt, sides, x, rest, -x.s * x.y, PREDICTOR_RTOL)
         reach = step_length(x, affine, sides.present).clamp(max=1.0)
         ahead = mean_product(advance(x, affine, reach, sides.present), sides.present)
         # How much of mu the affine step removes says how much centring the next one needs; the
         # cube (Mehrotra) makes sigma nearly 0 where it removes most, nearly 1 where little.
         sigma = (ahead / mu.clamp(min=1e-300)).clamp(0, 1) ** 3
         target = (sigma * mu)[:, None, None] - x.s * x.y - affine.ds * affine.dy
-        both = newton(kkt, sides, x, rest, torch.where(sides.present, target, 0.0))
+        both = newton(kkt, sides, x, rest, torch.where(sides.present, target, 0.0), CORRECTOR_RTOL)
         # Close to the boundary at the start, closer once the central path is followed.
         fraction = torch.where(mu > 1e-4, 0.99, 0.999)
         length = (fraction * step_length(x, both, sides.present)).clamp(max=1.0)

@@ -122,11 +122,23 @@ class KKT:
             rhs = rhs + self.gamma * matvec(self.qp.A.mT, r.nu)
         theta = 1 - self.gamma * self.delta
         half = self._half(rhs)
-        nu = _cholesky_solve(self.S, matvec(self.V.mT, half) - r.nu)
-        z = self._half_transposed(half - theta * matvec(self.V, nu))
+        nu = _cholesky_solve(self.S, self._Vt(half) - r.nu)
+        z = self._half_transposed(half - theta * self._V(nu))
         Cz = self.qp.rows(z)
         y = ((Cz if g is None else g * Cz) - r.y) / (self.t + self.delta)
         return Blocks(z, nu, y)
+
+    def _V(self, nu: Tensor) -> Tensor:
+        """V nu = L^-1 A'nu; through A where H is diagonal, since the batch may share A."""
+        if self.root.ndim == 2:
+            return matvec(self.qp.A.mT, nu) / self.root
+        return matvec(self.V, nu)
+
+    def _Vt(self, half: Tensor) -> Tensor:
+        """V'half = A L^-T half."""
+        if self.root.ndim == 2:
+            return matvec(self.qp.A, half / self.root)
+        return matvec(self.V.mT, half)
 
     def _half(self, v: Tensor) -> Tensor:
         """L^-1 v."""

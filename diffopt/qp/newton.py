@@ -19,8 +19,6 @@ from torch import Tensor
 from .kkt import KKT, Blocks
 from .problem import QP, Products
 
-DIRECTION_RTOL = 1e-10  # a Newton direction needs no more; the next step sees what is left
-
 
 class Ray(NamedTuple):
     """z and its products at the step before: their change is a candidate for a ray."""
@@ -99,7 +97,7 @@ def residual(qp: QP, sides: Sides, x: Iterate, products: Products) -> Rest:
     )
 
 
-def newton(kkt: KKT, sides: Sides, x: Iterate, r: Rest, target: Tensor) -> Newton:
+def newton(kkt: KKT, sides: Sides, x: Iterate, r: Rest, target: Tensor, rtol: float) -> Newton:
     """The direction with  sign C dz + ds = r.sides  and  s dy + y ds = target.
 
     Eliminating ds gives  dy = (y/s) sign C dz - q,  q = (y r.sides - target) / s, a side; summed
@@ -107,7 +105,7 @@ def newton(kkt: KKT, sides: Sides, x: Iterate, r: Rest, target: Tensor) -> Newto
     """
     q = torch.where(sides.present, (x.y * r.sides - target) / x.s, 0.0)
     row = torch.where(sides.fixed, r.fixed, kkt.t * (sides.sign * q).sum(1))
-    d, _ = kkt.solve(Blocks(r.dual, r.primal, row), rtol=DIRECTION_RTOL)
+    d, _ = kkt.solve(Blocks(r.dual, r.primal, row), rtol=rtol)
     ds, dy = _split(kkt.qp.rows(d.z), d.y, sides, x, r, target, q)
     return Newton(d.z, d.nu, ds, dy)
 

@@ -66,19 +66,20 @@ def polish(qp: QP, setup: Setup, x: Iterate) -> Point:
     scaling, sides, family = setup
     central = weights(sides, x)
     best, kkt = _interior(sides, x, central), None
-    best_error = _error(qp, scaling, sides, best)
+    best_error = _error(qp, scaling, best)
     guess = best._replace(t=torch.where(central < 0.5, 0.0, 1.0))
     left = torch.ones_like(best_error, dtype=torch.bool)
     for _ in range(ROUNDS):
         kkt = family.factorize(guess.t)
-        trial = _clip(guess._replace(x=_solve(kkt, sides, guess)))
-        error = _error(qp, scaling, sides, trial)
+        solved = guess._replace(x=_solve(kkt, sides, guess))
+        trial = _clip(sides, solved)
+        error = _error(qp, scaling, trial)
         better = left & (error < best_error)
         best, best_error = _select(better, trial, best), torch.where(better, error, best_error)
         left = left & ~better
         if not bool(left.any()):
             break
-        guess = _select(left, _next_guess(family.qp, sides, trial), guess)
+        guess = _select(left, _next_guess(family.qp, sides, solved), guess)
     return _finish(qp, setup, best, central, kkt)
 
 
@@ -101,18 +102,18 @@ def active_conditions(qp: QP, x: Blocks, limit: Tensor, on: Tensor, off: Tensor)
 
 
 def _solve(kkt: KKT, sides: Sides, guess: _Guess) -> Blocks:
-    """The solution of the linear conditions from guess.x; the second step removes rounding."""
-    x = guess.x
-    for _ in range(2):
-        limit = torch.where(guess.at_upper, sides.limit[:, 0], sides.limit[:, 1])
-        rest = active_conditions(kkt.qp, x, limit, 1 - guess.t, guess.t)
-        x = x.minus(kkt.solve(rest)[0])
-    return x
+    """The solution of the linear conditions, by one refined Newton step from guess.x."""
+    limit = torch.where(guess.at_upper, sides.limit[:, 0], sides.limit[:, 1])
+    rest = active_conditions(kkt.qp, guess.x, limit, 1 - guess.t, guess.t)
+    return guess.x.minus(kkt.solve(rest)[0])
 
 
-def _clip(guess: _Guess) -> _Guess:
-    """Inactive multipliers exactly zero."""
-    return guess._replace(x=guess.x._replace(y=torch.where(guess.t == 1, 0.0, guess.x.y)))
+def _clip(sides: Sides, guess: _Guess) -> _Guess:
+    """Inactive multipliers zero, active ones of the sign of their side."""
+    y = guess.x.y
+    signed = torch.where(guess.at_upper, y.clamp(min=0), y.clamp(max=0))
+    y = torch.where(guess.t == 1, 0.0, torch.where(sides.fixed, y, signed))
+    return guess._replace(x=guess.x._replace(y=y))
 
 
 def _next_guess(qp: QP, sides: Sides, guess: _Guess) -> _Guess:
@@ -136,7 +137,7 @@ def _user_units(qp: QP, scaling: Scaling, guess: _Guess) -> tuple[Tensor, Tensor
     return z, nu, y
 
 
-def _error(qp: QP, scaling: Scaling, sides: Sides, guess: _Guess) -> Tensor:
+def _error(qp: QP, scaling: Scaling, guess: _Guess) -> Tensor:
     """The worst KKT residual, `(B)`; NaN counts as infinite."""
     error = qp.residuals(*_user_units(qp, scaling, guess)).worst()
     return torch.where(error.isnan(), torch.inf, error)
