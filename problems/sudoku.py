@@ -6,24 +6,19 @@ one-hot form z[(r*N + c)*N + d] = 1 says "row r, column c holds digit d + 1", an
     A z = 1,   z in {0, 1}^(N^3),
 
 each row of A asking for exactly one among N entries of z (`rules`). So solving is a search for an
-exact cover, as in Knuth's Algorithm X. The entries that may still be 1 are the bits of one Python
-integer, bit i for z[i], and `_search` repeats:
-
-    1. a rule without an entry left is a dead end;
-    2. a rule with one entry left settles it, which excludes all entries that share a rule with it;
-    3. if every rule is settled this is a solution, else branch on the rule with the fewest left.
+exact cover (`exact_cover`).
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from functools import cache, reduce
+from functools import cache
 from itertools import islice
-from operator import and_, or_
 from random import Random
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .exact_cover import ExactCover, columns
 
 
 class Score(NamedTuple):
@@ -83,18 +78,20 @@ def grids(size: int, count: int | None = None, *, seed: int = 0) -> Tensor:
         >>> grids(4)[0].tolist()
         [[1, 2, 3, 4], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]]
     """
-    masks, random = _tables(size)[0], Random(seed)
+    random = Random(seed)
     wanted, most = (count, math.inf) if size == 9 else (288 if count is None else count, 288)
     if wanted is None or not 1 <= wanted <= most:
         raise ValueError(f"count is {count}: choose 1 to {most} grids of size {size}")
     if size == 4:
-        found = sorted(_digits(z, size) for z in _search(_settle([], size), masks, size))
+        cover = _cover(size)
+        found = sorted(_digits(z, size) for z in cover.search(cover.everything))
         found = found if count is None else random.sample(found, count)
     else:
+        cover = _cover(size)
         distinct: dict[tuple[int, ...], None] = {}  # a set that keeps its order
         while len(distinct) < wanted:
             first_row = [9 * c + d for c, d in enumerate(random.sample(range(9), 9))]
-            solution = next(_search(_settle(first_row, size), masks, size, random))
+            solution = next(cover.search(cover.settle(first_row), random))
             distinct[_digits(solution, size)] = None
         found = list(distinct)
     return torch.tensor(found).view(-1, size, size)
@@ -111,7 +108,8 @@ def solve(board: Tensor, limit: int = 2) -> list[Tensor]:
     if limit < 1:
         raise ValueError(f"limit is {limit}: ask for at least 1 solution")
     entries = [c * size + d - 1 for c, d in enumerate(board.flatten().tolist()) if d]
-    found = islice(_search(_settle(entries, size), _tables(size)[0], size), limit)
+    cover = _cover(size)
+    found = islice(cover.search(cover.settle(entries)), limit)
     return [board.new_tensor(_digits(z, size)).view(size, size) for z in found]
 
 
@@ -234,74 +232,13 @@ def _solved(board: Tensor) -> Tensor:
 
 
 @cache
-def _tables(size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the bit masks of the rules, and for each entry what stays possible when it is 1."""
-    incidence = rules(size)[0].bool().tolist()
-    masks = tuple(sum(1 << i for i, used in enumerate(row) if used) for row in incidence)
-    everything = (1 << size**3) - 1
-    touched = (reduce(or_, (m for m in masks if m >> i & 1)) for i in range(size**3))
-    return masks, tuple(everything & ~t | 1 << i for i, t in enumerate(touched))
-
-
-def _settle(entries: list[int], size: int) -> int:
-    """Return the entries that remain possible when those listed are 1."""
-    keep = _tables(size)[1]
-    return reduce(and_, (keep[i] for i in entries), (1 << size**3) - 1)
-
-
-def _bits(mask: int) -> list[int]:
-    """Return the positions of the ones of `mask`, ascending."""
-    positions = []
-    while mask:
-        positions.append((mask & -mask).bit_length() - 1)
-        mask &= mask - 1
-    return positions
+def _cover(size: int) -> ExactCover:
+    return ExactCover(rules(size)[0].bool().tolist())
 
 
 def _digits(z: int, size: int) -> tuple[int, ...]:
     """Return the N*N digits of a solution: its entries ascend by cell."""
-    return tuple(i % size + 1 for i in _bits(z))
-
-
-def _propagate(alive: int, masks: Iterable[int], size: int) -> tuple[int, list[int], int]:
-    """Do steps 1 and 2; return the entries left, the unsettled rules, and the entries of one with
-    the fewest. A dead end has no entry left, a solution has no unsettled rule.
-    """
-    keep = _tables(size)[1]
-    before = None
-    while alive != before:  # the last pass changes nothing, so its counts are up to date
-        before, fewest, branches = alive, size + 1, 0
-        unsettled: list[int] = []
-        for mask in masks:
-            places = alive & mask
-            count = places.bit_count()
-            if count == 0:
-                return 0, [], 0
-            if count == 1:
-                alive &= keep[places.bit_length() - 1]
-                continue
-            unsettled.append(mask)
-            if count < fewest:
-                fewest, branches = count, places
-        masks = unsettled
-    return alive, unsettled, branches
-
-
-def _search(
-    alive: int, masks: Iterable[int], size: int, random: Random | None = None
-) -> Iterator[int]:
-    """Yield every solution within the entries `alive`, given the rules not yet settled.
-
-    `random` shuffles the branches, otherwise digits ascend.
-    """
-    alive, unsettled, branches = _propagate(alive, masks, size)
-    if alive and not unsettled:
-        yield alive
-    order = _bits(branches)  # none at a solution or a dead end
-    if random is not None:
-        random.shuffle(order)
-    for i in order:
-        yield from _search(alive & _tables(size)[1][i], unsettled, size, random)
+    return tuple(i % size + 1 for i in columns(z))
 
 
 def _blank(grid: list[int], size: int, givens: int, random: Random) -> list[int]:
@@ -310,12 +247,12 @@ def _blank(grid: list[int], size: int, givens: int, random: Random) -> list[int]
     If a puzzle has one solution, it keeps it without the given z[i] if and only if no solution of
     the rest has z[i] = 0: one search with that entry excluded, over at its first solution.
     """
-    kept = [c * size + d - 1 for c, d in enumerate(grid)]
+    cover, kept = _cover(size), [c * size + d - 1 for c, d in enumerate(grid)]
     for i in random.sample(kept, len(kept)):
         if len(kept) <= givens:
             break
         rest = [j for j in kept if j != i]
-        if next(_search(_settle(rest, size) & ~(1 << i), _tables(size)[0], size), None) is None:
+        if next(cover.search(cover.settle(rest) & ~(1 << i)), None) is None:
             kept = rest
     cells = {i // size: i % size + 1 for i in kept}
     return [cells.get(c, 0) for c in range(size**2)]
