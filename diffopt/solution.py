@@ -56,7 +56,8 @@ _MESSAGES = {
     "bounds or a quadratic term",
     Status.NUMERICAL_FAILURE: "a singular system or a non-finite value was met; the derivative "
     "may not exist here, or the problem needs scaling or regularisation",
-    Status.INVALID_INPUT: "the data hold NaN, or an infinity where none is allowed",
+    Status.INVALID_INPUT: "the data hold NaN, or an infinity where none is allowed, or Q is not "
+    "positive semidefinite",
 }
 
 

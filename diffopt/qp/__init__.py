@@ -74,8 +74,8 @@ def solve_qp(
     lower one. z, lam, nu and mu are differentiable with respect to every argument.
 
     Args:
-        Q: `(*B, n, n)`, positive semidefinite on the null space of A; its symmetric part counts,
-            and its gradient is symmetric. None means zero (a linear program).
+        Q: `(*B, n, n)`, positive semidefinite; its symmetric part counts, and its gradient is
+            symmetric. None means zero (a linear program).
         p: `(*B, n)`.
         G: `(*B, m, n)`, with `h` and/or `h_lower`.
         h: `(*B, m)` or a number; +inf switches a row off.
@@ -138,6 +138,7 @@ def solve_qp(
         found = solver.solve(data, setup)
         point = polish(data, setup, found.value)
         status = solver.judge(found.status, point.residuals.worst())
+        valid = valid & data.convex()
         status = torch.where(valid, status, int(Status.INVALID_INPUT))
         if on_failure != "nan":  # then the operator puts NaN in, and in the gradient too
             point = point._replace(z=torch.where(valid.unsqueeze(-1), point.z, torch.nan))

@@ -108,6 +108,16 @@ class QP:
         limits = (self.lower < torch.inf) & (self.upper > -torch.inf)  # False for NaN
         return ok & limits.all(-1)
 
+    def convex(self) -> Tensor:
+        """Samples whose Q is positive semidefinite up to 1e-5 of its size, bool `(B|1,)`.
+
+        The allowance is for a semidefinite Q that was formed in float32.
+        """
+        size = self.Q.abs().amax((-2, -1), keepdim=True)
+        eye = torch.eye(self.n, dtype=self.Q.dtype, device=self.Q.device)
+        shift = 1e-5 * torch.where(size > 0, size, 1.0)
+        return torch.linalg.cholesky_ex(self.Q + shift * eye)[1] == 0
+
     def without_nonfinite(self) -> QP:
         """The same QP with zeros for what is not finite, and no limit for a limit that is NaN."""
 

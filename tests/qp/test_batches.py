@@ -115,6 +115,19 @@ def test_problems_without_a_solution_are_proven_so(name):
     assert (sol.status == Status[f"{kind}_INFEASIBLE"]).all()
 
 
+@pytest.mark.parametrize("bounded", [False, True])
+def test_an_indefinite_Q_is_refused_and_a_rounded_semidefinite_one_is_not(bounded):
+    lb = -1.0 if bounded else None
+    p = torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64)
+    values = torch.tensor([[1.0, 1.0, x] for x in (-1.0, 1.0, -1e-7)], dtype=torch.float64)
+    V = torch.linalg.qr(torch.tensor([[1.0, 2, 3], [2, 1, 1], [1, 1, 5]]).double())[0]
+    Q = (V * values.unsqueeze(-2)) @ V.mT
+    sol = solve_qp(Q, p, lb=lb, on_failure="ignore")
+    assert sol.status[0] == Status.INVALID_INPUT and sol.z[0].isnan().all()
+    assert sol.status[1] == Status.CONVERGED
+    assert sol.status[2] != Status.INVALID_INPUT
+
+
 def test_mixed_batch_dimensions():
     """Q shared, p (3, 1, n), h (4, m), lb a number: the batch is (3, 4)."""
     a = cases.arguments(cases.random_qp(5, 6, 1))
