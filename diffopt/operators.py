@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Operator(ABC):
     """
 
     on_failure: OnFailure
+    captures: ClassVar[bool] = False  # whether it depends on tensors that are not among its fields
 
     @abstractmethod
     def solve(self, v: Tensor) -> Solution:
@@ -141,26 +142,31 @@ class MatrixFree(Operator):
         method: a method of `linear`: `GMRES()` (exact, default), `Anderson()` (exact, little
             memory), `Neumann(k)` (k terms of the series: the phantom gradient).
 
-    The tensors that `residual` closes over cannot be listed, so `torch.func` transforms cannot
-    reach them here: use `torch.autograd` with this operator, or `Dense` with `torch.func`.
+    The tensors that `residual` closes over cannot be listed, so `torch.func.vmap` (and with it
+    jacrev, jacfwd and hessian) cannot reach them and raises; grad, vjp and jvp work. `Dense`
+    works under all of them.
     """
 
+    captures: ClassVar[bool] = True
     residual: Callable[[Tensor], Tensor]
     root: Tensor
     method: LinearMethod = GMRES()
     on_failure: OnFailure = "warn"
 
     def solve(self, v: Tensor) -> Solution:
-        def matvec(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return torch.func.jvp(self.residual, (self.root,), (x,))[1]
-
-        return self.method.solve(matvec, v)
+        # A x as the derivative of the linear map u -> A^T u: a forward-mode A x would mix its
+        # tangents with those of an outer forward mode in what `residual` closes over.
+        forward = torch.func.vjp(self._transposed(), torch.zeros_like(self.root))[1]
+        return self.method.solve(lambda x: forward(x)[0].detach(), v)
 
     def solve_transpose(self, v: Tensor) -> Solution:
-        with torch.no_grad():
-            pullback = torch.func.vjp(self.residual, self.root)[1]
-        return self.method.solve(lambda x: pullback(x)[0].detach(), v)
+        transposed = self._transposed()
+        return self.method.solve(lambda x: transposed(x).detach(), v)
+
+    def _transposed(self) -> Callable[[Tensor], Tensor]:
+        """u -> A^T u."""
+        pullback = torch.func.vjp(self.residual, self.root)[1]
+        return lambda u: pullback(u)[0]
 
 
 @dataclass(frozen=True)

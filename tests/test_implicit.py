@@ -122,6 +122,24 @@ def test_transforms_agree():
         torch.testing.assert_close(value, expected, msg=name)
 
 
+def test_matrix_free_under_transforms_is_right_or_raises(weights):
+    """grad, vjp and jvp agree with Dense, also where forward modes nest; vmap raises."""
+    W, x = (v.detach() for v in weights)
+    layers = [lambda W, op=op: coupled(1, op)(W, x) for op in (EXACT["dense"], EXACT["gmres"])]
+    rounds = {
+        "grad": lambda f: grad(lambda W: f(W).sum())(W),
+        "vjp": lambda f: torch.func.vjp(f, W)[1](torch.ones_like(x))[0],
+        "jvp": lambda f: jvp(f, (W,), (torch.ones_like(W),))[1],
+    }
+    for name, call in rounds.items():
+        dense, free = (call(layer) for layer in layers)
+        torch.testing.assert_close(free, dense, msg=name)
+    with pytest.raises(RuntimeError, match="vmap .*MatrixFree.*use operator=None"):
+        jacrev(layers[1])(W)
+    with pytest.raises(RuntimeError):  # torch's own: the captured W is out of reach
+        jacfwd(layers[1])(W)
+
+
 def coupled(order=1, operator=None):
     """A batch of roots of z - tanh(W z + x), W shared by the samples."""
 
