@@ -8,14 +8,14 @@ one, |A x - v| / |v|, never an estimate. A matvec must act on each sample by its
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .iterate import Measure, iterate
-from .solution import Solution, Status
+from .solution import Solution, Status, check_positive
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -82,6 +82,9 @@ class GMRES:
     rtol: float = 1e-10
     restart: int = 40
     max_cycles: int = 25
+
+    def __post_init__(self) -> None:
+        check_positive(self, *(f.name for f in fields(self)))
 
     def solve(self, matvec: Matvec, v: Tensor) -> Solution:
         """x with A x = v, `(*B, n)`."""
@@ -155,6 +158,9 @@ class Anderson:
     memory: int = 8
     max_steps: int = 400
 
+    def __post_init__(self) -> None:
+        check_positive(self, *(f.name for f in fields(self)))
+
     def solve(self, matvec: Matvec, v: Tensor) -> Solution:
         """x with A x = v, `(*B, n)`."""
 
@@ -198,6 +204,9 @@ class Neumann:
     """
 
     terms: int = 5
+
+    def __post_init__(self) -> None:
+        check_positive(self, *(f.name for f in fields(self)))
 
     def solve(self, matvec: Matvec, v: Tensor) -> Solution:
         """The truncated sum, `(*B, n)`."""

@@ -92,6 +92,15 @@ def check_on_failure(on_failure: str) -> None:
         raise ValueError(f"on_failure={on_failure!r} is not one of {get_args(OnFailure)}")
 
 
+def check_positive(settings: object, *names: str) -> None:
+    """Raise a `ValueError` unless the attributes `names` of `settings` are positive numbers."""
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, int | float) or not value > 0:
+            kind = type(settings).__name__
+            raise ValueError(f"{kind}({name}={value!r}): expected a positive number")
+
+
 def report(status: Tensor, residual: Tensor, on_failure: OnFailure, what: str) -> None:
     """Say which samples failed, once: a `ConvergenceWarning`, or the error under "raise".
 

@@ -130,3 +130,12 @@ def test_singular_dense_reports_each_sample():
     assert out.status.tolist() == [Status.NUMERICAL_FAILURE, Status.CONVERGED]
     zero = Dense.of(matrix).solve(torch.zeros(2, 1))
     assert zero.status.tolist() == [0, 0] and (zero.value == 0).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [(GMRES, "restart"), (GMRES, "rtol"), (Anderson, "memory"), (Neumann, "terms")]
+)
+def test_settings_must_be_positive(settings):
+    method, name = settings
+    with pytest.raises(ValueError, match=rf"{method.__name__}\({name}=0\): expected a positive"):
+        method(**{name: 0})

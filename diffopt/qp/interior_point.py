@@ -16,14 +16,14 @@ Source: Mehrotra, SIAM J. Optim. 2(4), 1992; Nocedal & Wright, Numerical Optimiz
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..iterate import Measure, iterate
-from ..solution import Solution, Status
+from ..solution import Solution, Status, check_positive
 from .certificates import verdict
 from .kkt import Blocks, KKTFamily
 from .newton import (
@@ -80,6 +80,9 @@ class InteriorPoint:
     patience: int = 25
     regularization: float = 1e-9
     refinements: int = 6
+
+    def __post_init__(self) -> None:
+        check_positive(self, *(f.name for f in fields(self)))
 
     def solve(self, qp: QP, setup: Setup) -> Solution:
         """The `Iterate` of smallest KKT residual of each sample, without gradients.

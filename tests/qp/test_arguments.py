@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffopt import solve_qp
+from diffopt import InteriorPoint, solve_qp
 
 Q, p, G, A = torch.eye(4), torch.zeros(3, 4), torch.ones(2, 4), torch.ones(1, 4)
 WRONG = {
@@ -59,3 +59,8 @@ def test_inputs_are_not_changed():
 def test_integers_are_read_as_numbers():
     sol = solve_qp(torch.eye(2, dtype=torch.int64), torch.tensor([-1, 2]), lb=0)
     torch.testing.assert_close(sol.z, torch.tensor([1.0, 0.0]))
+
+
+def test_settings_of_the_solver_must_be_positive():
+    with pytest.raises(ValueError, match=r"InteriorPoint\(eps=-1e-08\): expected a positive"):
+        InteriorPoint(eps=-1e-8)
