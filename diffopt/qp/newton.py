@@ -80,6 +80,8 @@ def weights(sides: Sides, x: Iterate) -> Tensor:
 
 
 class Rest(NamedTuple):
+    """What is left of the linear KKT equations at a point."""
+
     dual: Tensor  # (B, n)
     primal: Tensor  # (B, e)
     sides: Tensor  # (B, 2, k): sign (limit - C z) - s
@@ -87,7 +89,7 @@ class Rest(NamedTuple):
 
 
 def residual(qp: QP, sides: Sides, x: Iterate, products: Products) -> Rest:
-    """What is left of the linear KKT equations at x."""
+    """The `Rest` at x."""
     rest = sides.limit - products.Cz.unsqueeze(1)
     return Rest(
         -(products.Qz + qp.p + products.At_nu + products.Ct_y),

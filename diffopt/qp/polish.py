@@ -5,7 +5,8 @@ the KKT conditions are linear, with t = 0 on active and t = 1 on inactive rows (
 one solve with refinement leaves rounding only. Where the set was wrong, the signs say how: a row
 is active next if its multiplier plus its violation is positive (the primal-dual active set rule,
 Hintermueller, Ito & Kunisch, SIAM J. Optim. 13, 2003, Alg. 2.1). Nothing is believed: a sample's
-polished point is kept only if its KKT residual is smaller than that of the interior point.
+polished point is kept only if its KKT residual is smaller than that of the interior point, or
+both are rounding.
 
 The factor of the accepted set is what the derivative needs, so the backward pass factors nothing.
 """
@@ -24,6 +25,7 @@ from .problem import QP, Residuals, matvec
 from .scaling import Scaling, unscale
 
 ROUNDS = 3  # guesses of the active set
+ROUNDING = 1e-12  # a residual below this is as good as any
 WEAK = 1e-7  # slack and multiplier below this (equilibrated) make a row weakly active
 
 
@@ -74,7 +76,7 @@ def polish(qp: QP, setup: Setup, x: Iterate) -> Point:
         solved = guess._replace(x=_solve(kkt, sides, guess))
         trial = _clip(sides, solved)
         error = _error(qp, scaling, trial)
-        better = left & (error < best_error)
+        better = left & (error < best_error.clamp(min=ROUNDING))
         best, best_error = _select(better, trial, best), torch.where(better, error, best_error)
         left = left & ~better
         if not bool(left.any()):
