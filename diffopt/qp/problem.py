@@ -109,13 +109,13 @@ class QP:
         return ok & limits.all(-1)
 
     def convex(self) -> Tensor:
-        """Samples whose Q is positive semidefinite up to 1e-5 of its size, bool `(B|1,)`.
+        """Samples whose Q is positive semidefinite up to 1e-4 of its size, bool `(B|1,)`.
 
-        The allowance is for a semidefinite Q that was formed in float32.
+        The allowance is for a semidefinite Q that was rounded, or perturbed by finite differences.
         """
         size = self.Q.abs().amax((-2, -1), keepdim=True)
         eye = torch.eye(self.n, dtype=self.Q.dtype, device=self.Q.device)
-        shift = 1e-5 * torch.where(size > 0, size, 1.0)
+        shift = 1e-4 * torch.where(size > 0, size, 1.0)
         return torch.linalg.cholesky_ex(self.Q + shift * eye)[1] == 0
 
     def without_nonfinite(self) -> QP:
