@@ -48,11 +48,12 @@ def implicit_root(
         order: how many derivatives are exact. Each costs one evaluation of F and one solve.
 
     Returns:
-        z*, `(*B, n)`, improved by `order` Newton steps: the value is at least as good as `root`.
+        z*, `(*B, n)`: `root` moved by `order` chord-Newton steps, which brings a good root nearer
+        (with an exact operator; a reduced one, or a point far from a root, may move it away).
 
     Raises:
-        ValueError: if `residual(root)` and `root` differ in shape, or `order` is not a positive
-            integer.
+        ValueError: if `residual(root)` and `root` differ in shape, `root` has no dimension, or
+            `order` is not a positive integer.
         RuntimeError: when derivative number `order` + 1 is asked for, by any route.
 
     Accuracy: a derivative is exact up to O(|A^-1| |F(root)|) and the operator's own tolerance.
@@ -68,6 +69,8 @@ def implicit_root(
     """
     if not isinstance(order, int) or order < 1:
         raise ValueError(f"order={order!r}: expected a positive integer (1 for plain gradients)")
+    if root.ndim == 0:
+        raise ValueError("root is a number: expected shape (*B, n); use root.reshape(1)")
     fixed = root.detach()
     alive = fixed.isfinite().all(-1, keepdim=True)
     z = torch.where(alive, fixed, 0.0)
@@ -173,9 +176,10 @@ class _Guard(Function):
     def _next(ctx: Any, du: Tensor) -> Tensor:
         if ctx.left == 0:
             raise RuntimeError(
-                "this implicit layer was built for fewer derivatives than were asked for, and a "
-                "further one would be wrong: pass order=2 (or higher) to the function that made "
-                "the layer, for example solve_qp(..., order=2) or implicit_root(..., order=2)"
+                "this implicit layer was built for fewer derivatives than were asked for (double "
+                "backward, hessian, or a jvp by double backward), and a further one would be "
+                "wrong: pass order=2 (or higher) to the function that made the layer, for example "
+                "solve_qp(..., order=2) or implicit_root(..., order=2)"
             )
         return _Guard.apply(du, ctx.saved_tensors[0], ctx.left - 1)
 

@@ -34,6 +34,8 @@ class Measure(NamedTuple):
 
 def select(mask: Tensor, new: State, old: State) -> State:
     """Sample by sample, `new` where `mask` `(B,)` holds and `old` elsewhere."""
+    if bool(mask.all()):  # the usual case, and a where is dear
+        return new
 
     def pick(a: Any, b: Any) -> Any:
         if isinstance(a, tuple):
@@ -50,7 +52,6 @@ def iterate(
     *,
     max_steps: int,
     patience: int | None = None,
-    reduced: float = 1.0,
     history: bool = False,
 ) -> Solution:
     """Run `step` until every sample is done, and return each sample's best state.
@@ -61,8 +62,6 @@ def iterate(
         state: a NamedTuple of tensors, each with the batch dimension `B` first.
         max_steps: steps after which a running sample ends with `ITERATION_LIMIT`.
         patience: a sample ends after this many steps without a better error (default: never).
-        reduced: a sample that ends early but whose best error is at most this gets the status
-            `REDUCED_ACCURACY`; in units of the tolerance, 1 means never.
         history: keep the errors of all steps.
 
     Returns:
@@ -86,10 +85,6 @@ def iterate(
         state = select(running, step(state, now.carry), state)
         steps = steps + running
         now = measure(state)
-    usable = (best_error <= reduced) & (
-        (status == Status.ITERATION_LIMIT) | (status == Status.NUMERICAL_FAILURE)
-    )
-    status = torch.where(usable, int(Status.REDUCED_ACCURACY), status)
     return Solution(best, status, steps, best_error, torch.stack(errors) if history else None)
 
 

@@ -142,9 +142,9 @@ class MatrixFree(Operator):
         method: a method of `linear`: `GMRES()` (exact, default), `Anderson()` (exact, little
             memory), `Neumann(k)` (k terms of the series: the phantom gradient).
 
-    The tensors that `residual` closes over cannot be listed, so `torch.func.vmap` (and with it
-    jacrev, jacfwd and hessian) cannot reach them and raises; grad, vjp and jvp work. `Dense`
-    works under all of them.
+    The tensors that `residual` closes over cannot be listed, so `torch.func` reaches them in its
+    first-order grad, vjp and jvp only: vmap (and with it jacrev, jacfwd and hessian) and nested
+    transforms raise. `torch.autograd` to any order, and `Dense` under all transforms, work.
     """
 
     captures: ClassVar[bool] = True

@@ -9,7 +9,7 @@ is exact to rounding, whatever the size or the conditioning, and no solver is ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -141,6 +141,17 @@ def degenerate_qp(n: int, *, batch: tuple[int, ...] = (), seed: int = 0) -> Inst
     )
     lam = torch.cat([base.block("lam"), torch.zeros_like(base.block("z"))], -1)
     return Instance(Q=base.Q, p=base.p, G=G, h=h, z=base.z, lam=lam, nu=base.nu, mu=base.mu)
+
+
+def rescaled(instance: Instance, z: float, objective: float) -> Instance:
+    """The same problem in other units: z times `z`, objective times `objective`, and its answer."""
+    vectors = ("h", "b", "lb", "ub", "h_lower", "z")
+    units = dict.fromkeys(vectors, z) | {"Q": objective / z**2, "p": objective / z}
+    units |= dict.fromkeys(("lam", "nu", "mu"), objective / z)
+    changes = {
+        k: getattr(instance, k) * u for k, u in units.items() if getattr(instance, k) is not None
+    }
+    return replace(instance, **changes)
 
 
 def infeasible_qp(

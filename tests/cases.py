@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 from diffopt import InteriorPoint
-from problems.random_qp import degenerate_qp, infeasible_qp, random_lp, random_qp, unbounded_qp
+from problems.random_qp import (
+    degenerate_qp,
+    infeasible_qp,
+    random_lp,
+    random_qp,
+    rescaled,
+    unbounded_qp,
+)
 
 ENGINES = {"torch": InteriorPoint()}
 
@@ -32,6 +39,9 @@ QPS = {
     "condition 1e6": random_qp(15, 20, 3, condition=1e6, batch=(8,)),
     "fully active": random_qp(10, 20, 2, active=8, batch=(8,)),
 }
+for unit in (1e-8, 1e-4, 1e4, 1e8):  # the same problem with z, or the objective, in other units
+    QPS[f"unknowns in units of {1 / unit:g}"] = rescaled(QPS["everything"], unit, 1.0)
+    QPS[f"objective in units of {1 / unit:g}"] = rescaled(QPS["everything"], 1.0, unit)
 LARGE_QPS = {
     "n = 50": random_qp(50, 50, 10, batch=(4,)),
     "n = 100": random_qp(100, 100, 20, batch=(2,)),
@@ -41,7 +51,7 @@ LARGE_QPS = {
 }
 # name: (instance without a solution, the status that says why)
 HOPELESS = {
-    "infeasible, margin 1e-3": (infeasible_qp(8, 12, 2, margin=1e-3, batch=(10,)), "PRIMAL"),
+    "infeasible, margin 0.1": (infeasible_qp(8, 12, 2, margin=0.1, batch=(10,)), "PRIMAL"),
     "infeasible, margin 1": (infeasible_qp(8, 12, 2, margin=1.0, batch=(10,)), "PRIMAL"),
     "infeasible, margin 10": (infeasible_qp(8, 12, margin=10.0, batch=(10,)), "PRIMAL"),
     "unbounded, margin 1e-3": (unbounded_qp(8, 6, 2, margin=1e-3, batch=(10,)), "DUAL"),

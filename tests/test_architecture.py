@@ -13,7 +13,7 @@ ARROWS = {
     "linear": {"iterate", "solution"},
     "operators": {"linear", "solution"},
     "implicit": {"operators", "solution"},
-    "qp": {"implicit", "operators", "iterate", "solution"},
+    "qp": {"implicit", "operators", "iterate", "linear", "solution"},
     "nn": {"qp"},
     "__init__": {"nn", "qp", "implicit", "solution"},
 }

@@ -78,15 +78,9 @@ def test_patience_ends_a_stalled_sample():
     assert out.status.item() == Status.ITERATION_LIMIT and out.value.count.item() == 1
 
 
-def test_reduced_accuracy_is_a_status_of_its_own():
-    out, _ = run([[9.0, 5.0], [900.0], [9.0, NAN]], max_steps=5, reduced=10.0)
-    reduced, limit = Status.REDUCED_ACCURACY, Status.ITERATION_LIMIT
-    assert out.status.tolist() == [reduced, limit, reduced]
-
-
 def test_verdicts_end_a_sample_and_convergence_outranks_them():
     verdicts = [[-1, int(Status.PRIMAL_INFEASIBLE)], [int(Status.PRIMAL_INFEASIBLE)]]
-    out, _ = run([[9.0, 8.0], [0.5]], verdicts, max_steps=5, reduced=10.0)
+    out, _ = run([[9.0, 8.0], [0.5]], verdicts, max_steps=5)
     assert out.status.tolist() == [Status.PRIMAL_INFEASIBLE, Status.CONVERGED]
     assert out.steps.tolist() == [1, 0]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..qp import InteriorPoint, QPSolution, solve_qp
@@ -17,8 +16,8 @@ class QPLayer(nn.Module):
 
         minimise 1/2 z'Qz + p'z    subject to    h_lower <= Gz <= h,   Az = b,   lb <= z <= ub
 
-    It holds any of the arguments and takes the rest at each call. An `nn.Parameter` is learned; a
-    tensor or a number is kept as a buffer, so that it moves with the module and is saved with it.
+    It holds any of the arguments and takes the rest at each call. An `nn.Parameter` is learned, a
+    tensor is kept as a buffer (it moves with the module and is saved with it), a number as itself.
 
     Args:
         Q, p, G, h, A, b, lb, ub, h_lower: arguments of `solve_qp` to hold, of the shapes given
@@ -62,8 +61,10 @@ class QPLayer(nn.Module):
             value = given[name]
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
+            elif isinstance(value, Tensor):
+                self.register_buffer(name, value)
             else:
-                self.register_buffer(name, torch.as_tensor(value))
+                setattr(self, name, value)
 
     def forward(self, p: Tensor | None = None, **arguments: Any) -> Tensor:
         """The minimiser z, `(*B, n)`; p first, so that the layer fits an `nn.Sequential`."""
@@ -97,5 +98,5 @@ class QPLayer(nn.Module):
         return ", ".join([*parts, f"solver={self.solver}"])
 
 
-def _size(value: Tensor) -> str:
-    return f"{value.item():g}" if value.ndim == 0 else str(tuple(value.shape))
+def _size(value: Tensor | float) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"{value:g}"

@@ -14,7 +14,7 @@ from ..solution import OnFailure, Status, check_on_failure, fill_failed, report,
 from .arguments import Limit, build
 from .interior_point import InteriorPoint, Setup
 from .kkt import Blocks
-from .polish import Point, polish
+from .polish import Point, polished
 from .problem import QP, Residuals
 from .root import KKTOperator, kkt_residual, pack, unpack
 
@@ -32,9 +32,13 @@ class QPSolution:
         mu: multipliers of the bounds, `(*B, n)`: positive at ub, negative at lb.
         status: `Status` codes, `(*B,)`.
         iterations: steps of the interior-point method, `(*B,)`.
-        residuals: `Residuals` (primal, dual, gap), each `(*B,)`, relative, of the values above.
+        residuals: `Residuals` (primal, dual, gap), each `(*B,)`, relative, of the float64 values
+            before they were rounded to the dtype of the arguments.
         weakly_active: limits that are active with a multiplier of zero, where the derivative is
             one-sided: bool `(*B, m + n)`, the rows of G and then the bounds.
+        polished: whether the values solve the linear KKT conditions of their active set, bool
+            `(*B,)`. Where not, they and the derivatives are those of an interior point, accurate
+            to `residuals` only.
     """
 
     z: Tensor
@@ -45,6 +49,7 @@ class QPSolution:
     iterations: Tensor
     residuals: Residuals
     weakly_active: Tensor
+    polished: Tensor
 
 
 def solve_qp(
@@ -91,8 +96,9 @@ def solve_qp(
             weight of the central path, between the two one-sided derivatives) for now.
         infeasible: "report" (a status) for now.
         on_failure: for a sample that has no solution, or was not solved: "warn" (best iterate,
-            zero gradient, one warning that names the samples), "raise", "nan" (NaN in value and
-            gradient), "ignore" (as "warn", without the warning). Other samples never notice.
+            zero gradient, one warning that names the samples; NaN for a sample whose data are not
+            finite), "raise", "nan" (NaN in the value, and in the gradient if the value was used),
+            "ignore" (as "warn", without the warning). Other samples never notice.
 
     Every argument has batch dimensions of its own, which broadcast; an argument without them is
     shared by the batch and gets the summed gradient. All of them live on one device, which is
@@ -107,9 +113,15 @@ def solve_qp(
         NotImplementedError: for the options above that are said to be for later.
         ConvergenceError: under ``on_failure="raise"``, if a sample failed.
 
-    Accuracy: `residuals` of 1e-8 at most where the status is CONVERGED, 1e-12 typically; the
-    derivatives are exact for the active set found, to a relative residual of the linear solve
-    that is checked (1e-6 at most, 1e-12 typically).
+    Where the answer is not unique: dependent active rows leave a choice of multipliers, and of
+    gradients of the rows, and the ones returned are nearest to the interior point's in the
+    equilibrated problem (finite, but not the least in norm). Of a row with h_lower == h, or an
+    unknown with lb == ub, h and ub get the whole gradient. Where z itself is not unique, its
+    derivative does not exist, which the linear solve reports as a failure.
+
+    Accuracy: `residuals` of 1e-8 at most where the status is CONVERGED, 1e-12 typically. Where
+    `polished`, the derivatives are exact for the active set, up to the condition number times a
+    residual of the linear solve that is checked (1e-10 at most, 1e-14 typically).
 
     Example:
         The point of the line z_0 + z_1 = 1, z >= 0, nearest to -p = (0.9, 0.5) is (0.7, 0.3),
@@ -136,13 +148,12 @@ def solve_qp(
         data = qp.map(Tensor.detach)
         setup = Setup.of(data, solver)
         found = solver.solve(data, setup)
-        point = polish(data, setup, found.value)
-        status = solver.judge(found.status, point.residuals.worst())
-        valid = valid & data.convex()
-        status = torch.where(valid, status, int(Status.INVALID_INPUT))
+        point = polished(data, setup, found.value)
+        status = solver.judge(found.status, point.error)
+        status = torch.where(valid & data.convex(), status, int(Status.INVALID_INPUT))
         if on_failure != "nan":  # then the operator puts NaN in, and in the gradient too
             point = point._replace(z=torch.where(valid.unsqueeze(-1), point.z, torch.nan))
-        report(status.view(batch), point.residuals.worst().view(batch), on_failure, "solve_qp")
+        report(status.view(batch), point.error.view(batch), on_failure, "solve_qp")
     x = _differentiable(qp, setup, point, status, order, on_failure)
     m, n = qp.m, qp.n
     mu = x.y[:, m:] if qp.bounded else torch.zeros_like(x.z)
@@ -160,6 +171,7 @@ def solve_qp(
         iterations=found.steps.view(batch),
         residuals=Residuals(*(r.view(batch) for r in point.residuals)),
         weakly_active=weak.view(*batch, m + n),
+        polished=point.polished.view(batch),
     )
 
 
@@ -184,6 +196,7 @@ def _empty(qp: QP, batch: torch.Size, dtype: torch.dtype) -> QPSolution:
         iterations=status,
         residuals=Residuals(*(qp.p.new_zeros(batch) for _ in range(3))),
         weakly_active=torch.zeros(*batch, qp.m + qp.n, dtype=torch.bool, device=qp.p.device),
+        polished=status == 0,
     )
 
 
@@ -221,7 +234,7 @@ def _check_options(
 
 
 def _common_dtype(*arguments: Tensor | float | None) -> torch.dtype:
-    """What the tensors among the arguments promote to; the default dtype if that is not real."""
-    dtypes = [a.dtype for a in arguments if isinstance(a, Tensor)]
+    """What the tensors with a dimension promote to; the default dtype if that is not real."""
+    dtypes = [a.dtype for a in arguments if isinstance(a, Tensor) and a.ndim]
     dtype = reduce(torch.promote_types, dtypes)
     return dtype if dtype.is_floating_point else torch.get_default_dtype()

@@ -88,7 +88,8 @@ class InteriorPoint:
         """The `Iterate` of smallest KKT residual of each sample, without gradients.
 
         Args:
-            qp: the problem in the user's units, in which the residual is measured.
+            qp: the problem in the user's units. The residual is measured in these, which is what
+                is promised, and in the equilibrated ones, whose 1 in 1 + |...| means something.
             setup: what `Setup.of(qp, self)` prepared.
 
         Returns:
@@ -100,7 +101,11 @@ class InteriorPoint:
             y = x.multipliers()
             found = scaled.products(x.z, x.nu, y)
             point = unscale(scaling, x.z, x.nu, y)
-            error = qp.residuals(*point, unscale_products(scaling, found)).worst() / self.eps
+            payment = (setup.sides.sign * setup.sides.limit * x.y).sum((1, 2))
+            here = scaled.residuals(x.z, x.nu, y, found, payment).worst()
+            point, found_there = unscale(scaling, x.z, x.nu, y), unscale_products(scaling, found)
+            there = qp.residuals(*point, found_there, payment / scaling.objective).worst()
+            error = torch.maximum(here, there) / self.eps
             ends = verdict(scaled, setup.sides, x, found, self.eps_infeasible)
             return Measure(error, ends, found)
 
@@ -113,7 +118,6 @@ class InteriorPoint:
             self.start(setup.family, setup.sides),
             max_steps=self.max_steps,
             patience=self.patience,
-            reduced=self.eps_reduced / self.eps,
         )
         return replace(out, residual=out.residual * self.eps)
 
@@ -155,19 +159,19 @@ class InteriorPoint:
         """One predictor-corrector step; `found` are the products at x."""
         rest = residual(family.qp, sides, x, found)
         kkt = family.factorize(weights(sides, x))
-        mu = mean_product(x, sides.present)
+        mu = mean_product(x, sides)
         affine = newton(kkt, sides, x, rest, -x.s * x.y, PREDICTOR_RTOL)
-        reach = step_length(x, affine, sides.present).clamp(max=1.0)
-        ahead = mean_product(advance(x, affine, reach, sides.present), sides.present)
+        reach = step_length(x, affine, sides).clamp(max=1.0)
+        ahead = mean_product(advance(x, affine, reach, sides), sides)
         # How much of mu the affine step removes says how much centring the next one needs; the
         # cube (Mehrotra) makes sigma nearly 0 where it removes most, nearly 1 where little.
         sigma = (ahead / mu.clamp(min=1e-300)).clamp(0, 1) ** 3
         target = (sigma * mu)[:, None, None] - x.s * x.y - affine.ds * affine.dy
-        both = newton(kkt, sides, x, rest, torch.where(sides.present, target, 0.0), CORRECTOR_RTOL)
+        both = newton(kkt, sides, x, rest, target, CORRECTOR_RTOL)
         # Close to the boundary at the start, closer once the central path is followed.
         fraction = torch.where(mu > 1e-4, 0.99, 0.999)
-        length = (fraction * step_length(x, both, sides.present)).clamp(max=1.0)
-        return advance(x, both, length, sides.present)._replace(last=Ray.of(x.z, found))
+        length = (fraction * step_length(x, both, sides)).clamp(max=1.0)
+        return advance(x, both, length, sides)._replace(last=Ray.of(x.z, found))
 
 
 def _start_mu(v: Tensor, present: Tensor) -> Tensor:

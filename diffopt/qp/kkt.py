@@ -33,6 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..linear import GMRES
 from .problem import QP, matvec
 
 
@@ -51,9 +52,10 @@ class Blocks(NamedTuple):
         """The difference."""
         return Blocks(*(a - b for a, b in zip(self, other, strict=True)))
 
-    def times(self, factor: Tensor) -> Blocks:
-        """Each sample times its own factor `(B)` or each block times one column."""
-        return Blocks(*(a * factor.unsqueeze(-1) for a in self))
+    def where(self, mask: Tensor, other: Blocks) -> Blocks:
+        """This vector in the samples of `mask` `(B)`, `other` elsewhere."""
+        mask = mask.unsqueeze(-1)
+        return Blocks(*(torch.where(mask, a, b) for a, b in zip(self, other, strict=True)))
 
     def norm(self) -> Tensor:
         """Euclidean norm of each sample, `(B)`."""
@@ -80,24 +82,58 @@ class KKT:
     def solve(
         self, r: Blocks, transpose: bool = False, rtol: float = 1e-12
     ) -> tuple[Blocks, Tensor]:
-        """The solution for `r`, refined, and its residual relative to |r|, `(B)`."""
+        """The solution for `r`, refined towards `rtol`, and its residual, `(B)`.
+
+        The residual is relative to |r| + 1e-3 |x|: of a matrix of norm one and a solution much
+        larger than r, rounding leaves 1e-16 |x| whatever is done.
+        """
         x = self._solve_regularised(r, transpose)
-        size = r.norm()
         rest = r.minus(self.apply(x, transpose))
         error = rest.norm()
         for _ in range(self.refinements):
-            if not bool((error > rtol * size).any()):
+            if not bool((error > rtol * _size(r, x)).any()):
                 break
-            y = x.plus(self._solve_regularised(rest, transpose))
-            new_rest = r.minus(self.apply(y, transpose))
-            new_error = new_rest.norm()
-            better = (new_error < error).unsqueeze(-1)
-            x = Blocks(*(torch.where(better, a, b) for a, b in zip(y, x, strict=True)))
-            rest = Blocks(*(torch.where(better, a, b) for a, b in zip(new_rest, rest, strict=True)))
+            step = self._solve_regularised(rest, transpose)
+            x, rest, error, better = self._improved(r, x, rest, error, step, transpose)
             if not bool(better.any()):
                 break
-            error = torch.minimum(error, new_error)
-        return x, torch.where(size == 0, 0.0, rest.norm() / size)
+        return x, error / _size(r, x)
+
+    def solve_hard(
+        self, r: Blocks, transpose: bool = False, wanted: Tensor | None = None
+    ) -> tuple[Blocks, Tensor]:
+        """`solve`, and where that is stuck above 1e-11 GMRES with the factor as preconditioner.
+
+        Plain refinement contracts an error along a singular direction of size sigma by delta /
+        (sigma^2 + delta), which is near 1 for nearly dependent rows. There are few such
+        directions, and a Krylov space resolves one a step. Only `wanted` samples start it.
+        """
+        x, relative = self.solve(r, transpose)
+        stuck = relative > 1e-11
+        if not bool((stuck if wanted is None else stuck & wanted).any()):
+            return x, relative
+        widths = [v.shape[-1] for v in r]
+
+        def preconditioned(v: Tensor) -> Tensor:
+            part = Blocks(*v.split(widths, -1))
+            return torch.cat(self.apply(self._solve_regularised(part, transpose), transpose), -1)
+
+        rest = r.minus(self.apply(x, transpose))
+        u = GMRES(rtol=1e-14, restart=30, max_cycles=2).solve(preconditioned, torch.cat(rest, -1))
+        step = self._solve_regularised(Blocks(*u.value.split(widths, -1)), transpose)
+        x, _, error, _ = self._improved(r, x, rest, rest.norm(), step, transpose)
+        return x, error / _size(r, x)
+
+    def _improved(
+        self, r: Blocks, x: Blocks, rest: Blocks, error: Tensor, step: Blocks, transpose: bool
+    ) -> tuple[Blocks, Blocks, Tensor, Tensor]:
+        """(x, rest, error) after `step` for the samples that it helps, and which these are."""
+        trial = x.plus(step)
+        new_rest = r.minus(self.apply(trial, transpose))
+        new_error = new_rest.norm()
+        better = new_error < error
+        error = torch.where(better, new_error, error)
+        return trial.where(better, x), new_rest.where(better, rest), error, better
 
     def apply(self, x: Blocks, transpose: bool = False) -> Blocks:
         """The unregularised KKT matrix, or its transpose, times x."""
@@ -105,7 +141,7 @@ class KKT:
         Cy = self.qp.rows_transposed(x.y if f is None else f * x.y)
         Cz = self.qp.rows(x.z)
         return Blocks(
-            matvec(self.qp.Q, x.z) + matvec(self.qp.A.mT, x.nu) + Cy,
+            self.qp.curvature(x.z) + matvec(self.qp.A.mT, x.nu) + Cy,
             matvec(self.qp.A, x.z),
             (Cz if g is None else g * Cz) - self.t * x.y,
         )
@@ -166,14 +202,15 @@ class KKTFamily:
     @classmethod
     def of(cls, qp: QP, regularization: float = 1e-9, refinements: int = 6) -> KKTFamily:
         """The family of `qp` (equilibrated, so that absolute regularisation makes sense)."""
-        Q = qp.Q
+        Q, weight = qp.Q, 1.0 if qp.weight is None else qp.weight
         diagonal = qp.m == 0 and qp.bounded and not bool((Q - _diag_part(Q)).any())
         if diagonal:
-            base, gamma = Q.diagonal(dim1=-2, dim2=-1) + regularization, 0.0
+            base, gamma = weight * Q.diagonal(dim1=-2, dim2=-1) + regularization, 0.0
         else:
             gamma = 1.0 if qp.A.shape[-2] else 0.0
             eye = torch.eye(qp.n, dtype=Q.dtype, device=Q.device)
-            base = Q + regularization * eye + gamma * (qp.A.mT @ qp.A)
+            fixed = regularization * eye + gamma * (qp.A.mT @ qp.A)
+            base = (Q if qp.weight is None else qp.weight.unsqueeze(-1) * Q) + fixed
         return cls(qp, base, regularization, gamma, refinements)
 
     def factorize(self, t: Tensor) -> KKT:
@@ -197,6 +234,12 @@ class KKTFamily:
         if self.qp.bounded:
             H.diagonal(dim1=-2, dim2=-1).add_(w[..., self.qp.m :])
         return H
+
+
+def _size(r: Blocks, x: Blocks) -> Tensor:
+    """|r| + 1e-3 |x|, `(B)`, and 1 where both are zero."""
+    size = r.norm() + 1e-3 * x.norm()
+    return torch.where(size == 0, 1.0, size)
 
 
 def _diag_part(M: Tensor) -> Tensor:

@@ -25,8 +25,11 @@ from .problem import QP, Residuals, matvec
 from .scaling import Scaling, unscale
 
 ROUNDS = 3  # guesses of the active set
+NEAR = 1e-4  # above this residual an interior point says nothing of the active set
 ROUNDING = 1e-12  # a residual below this is as good as any
-WEAK = 1e-7  # slack and multiplier below this (equilibrated) make a row weakly active
+# A row is weakly active if its slack and its multiplier (equilibrated) are below this many times
+# the residual, within the bounds.
+WEAK, WEAK_BOUNDS = 1e4, (1e-11, 1e-7)
 
 
 class Point(NamedTuple):
@@ -37,7 +40,9 @@ class Point(NamedTuple):
         t: activity of each row, `(B, k)`; 0 active, 1 inactive, between where weakly active.
         at_upper: the side an active row is at, bool `(B, k)`.
         weak: slack and multiplier both (nearly) zero, bool `(B, k)`.
-        residuals: of (z, nu, y).
+        residuals: of (z, nu, y), in the user's units.
+        error: the worst residual in both units, by which it is judged.
+        polished: whether the point is that of its active set, or still the interior point.
         kkt: the system at t, factorised.
     """
 
@@ -48,6 +53,8 @@ class Point(NamedTuple):
     at_upper: Tensor
     weak: Tensor
     residuals: Residuals
+    error: Tensor
+    polished: Tensor
     kkt: KKT
 
 
@@ -57,7 +64,7 @@ class _Guess(NamedTuple):
     at_upper: Tensor
 
 
-def polish(qp: QP, setup: Setup, x: Iterate) -> Point:
+def polished(qp: QP, setup: Setup, x: Iterate) -> Point:
     """The point of the active set that `x` suggests, or `x` itself, sample by sample.
 
     Args:
@@ -65,24 +72,24 @@ def polish(qp: QP, setup: Setup, x: Iterate) -> Point:
         setup: the equilibrated problem that `x` belongs to.
         x: the interior point.
     """
-    scaling, sides, family = setup
+    sides, family = setup.sides, setup.family
     central = weights(sides, x)
     best, kkt = _interior(sides, x, central), None
-    best_error = _error(qp, scaling, best)
+    best_error = _error(qp, setup, best)
     guess = best._replace(t=torch.where(central < 0.5, 0.0, 1.0))
-    left = torch.ones_like(best_error, dtype=torch.bool)
+    left, near = torch.ones_like(best_error, dtype=torch.bool), best_error < NEAR
     for _ in range(ROUNDS):
         kkt = family.factorize(guess.t)
-        solved = guess._replace(x=_solve(kkt, sides, guess))
+        solved = guess._replace(x=_solve(kkt, sides, guess, left & near))
         trial = _clip(sides, solved)
-        error = _error(qp, scaling, trial)
+        error = _error(qp, setup, trial)
         better = left & (error < best_error.clamp(min=ROUNDING))
         best, best_error = _select(better, trial, best), torch.where(better, error, best_error)
         left = left & ~better
         if not bool(left.any()):
             break
         guess = _select(left, _next_guess(family.qp, sides, solved), guess)
-    return _finish(qp, setup, best, central, kkt)
+    return _finish(qp, setup, best, best_error, ~left, central, kkt)
 
 
 def _interior(sides: Sides, x: Iterate, t: Tensor) -> _Guess:
@@ -103,11 +110,11 @@ def active_conditions(qp: QP, x: Blocks, limit: Tensor, on: Tensor, off: Tensor)
     )
 
 
-def _solve(kkt: KKT, sides: Sides, guess: _Guess) -> Blocks:
+def _solve(kkt: KKT, sides: Sides, guess: _Guess, wanted: Tensor) -> Blocks:
     """The solution of the linear conditions, by one refined Newton step from guess.x."""
     limit = torch.where(guess.at_upper, sides.limit[:, 0], sides.limit[:, 1])
     rest = active_conditions(kkt.qp, guess.x, limit, 1 - guess.t, guess.t)
-    return guess.x.minus(kkt.solve(rest)[0])
+    return guess.x.minus(kkt.solve_hard(rest, wanted=wanted)[0])
 
 
 def _clip(sides: Sides, guess: _Guess) -> _Guess:
@@ -139,31 +146,41 @@ def _user_units(qp: QP, scaling: Scaling, guess: _Guess) -> tuple[Tensor, Tensor
     return z, nu, y
 
 
-def _error(qp: QP, scaling: Scaling, guess: _Guess) -> Tensor:
-    """The worst KKT residual, `(B)`; NaN counts as infinite."""
-    error = qp.residuals(*_user_units(qp, scaling, guess)).worst()
+def _error(qp: QP, setup: Setup, guess: _Guess) -> Tensor:
+    """The worst KKT residual in both units, `(B)`; NaN counts as infinite."""
+    there = qp.residuals(*_user_units(qp, setup.scaling, guess)).worst()
+    error = torch.maximum(there, setup.family.qp.residuals(*guess.x).worst())
     return torch.where(error.isnan(), torch.inf, error)
 
 
 def _select(mask: Tensor, new: _Guess, old: _Guess) -> _Guess:
     row = mask.unsqueeze(-1)
-    x = Blocks(*(torch.where(row, a, b) for a, b in zip(new.x, old.x, strict=True)))
-    return _Guess(x, torch.where(row, new.t, old.t), torch.where(row, new.at_upper, old.at_upper))
+    t, at_upper = torch.where(row, new.t, old.t), torch.where(row, new.at_upper, old.at_upper)
+    return _Guess(new.x.where(mask, old.x), t, at_upper)
 
 
-def _finish(qp: QP, setup: Setup, best: _Guess, central: Tensor, kkt: KKT | None) -> Point:
+def _finish(
+    qp: QP,
+    setup: Setup,
+    best: _Guess,
+    error: Tensor,
+    done: Tensor,
+    central: Tensor,
+    kkt: KKT | None,
+) -> Point:
     """Weakly active rows get the weight of the central path; factor again only if t changed."""
-    weak = _weakly_active(setup, best)
+    weak = _weakly_active(setup, best, error)
     t = torch.where(weak, central, best.t)
     if kkt is None or not torch.equal(t, kkt.t):
         kkt = setup.family.factorize(t)
     z, nu, y = _user_units(qp, setup.scaling, best)
-    return Point(z, nu, y, t, best.at_upper, weak, qp.residuals(z, nu, y), kkt)
+    return Point(z, nu, y, t, best.at_upper, weak, qp.residuals(z, nu, y), error, done, kkt)
 
 
-def _weakly_active(setup: Setup, guess: _Guess) -> Tensor:
-    """Rows at a limit with no multiplier, `(B, k)`."""
+def _weakly_active(setup: Setup, guess: _Guess, error: Tensor) -> Tensor:
+    """Rows at a limit with no multiplier, `(B, k)`: both zero as far as the accuracy shows."""
     sides = setup.sides
+    zero = (WEAK * error).clamp(*WEAK_BOUNDS).unsqueeze(-1)
     gap = (setup.family.qp.rows(guess.x.z).unsqueeze(1) - sides.limit).abs()
-    at_limit = (sides.present & (gap < WEAK)).any(1)
-    return at_limit & (guess.x.y.abs() < WEAK)
+    at_limit = (sides.present & (gap < zero.unsqueeze(1))).any(1)
+    return at_limit & (guess.x.y.abs() < zero)

@@ -76,6 +76,7 @@ class QP:
     upper: Tensor  # (B|1, k): h, then ub if bounded
     bounded: bool
     batch: int
+    weight: Tensor | None = None  # (B|1, 1): multiplies Q, so that a shared Q can stay shared
 
     @property
     def n(self) -> int:
@@ -109,14 +110,17 @@ class QP:
         return ok & limits.all(-1)
 
     def convex(self) -> Tensor:
-        """Samples whose Q is positive semidefinite up to 1e-4 of its size, bool `(B|1,)`.
+        """Samples whose Q is positive semidefinite, up to 1e-4 of its diagonal, bool `(B|1,)`.
 
-        The allowance is for a semidefinite Q that was rounded, or perturbed by finite differences.
+        Q is brought to unit diagonal first, so the units of the unknowns do not matter. The
+        allowance is for a semidefinite Q that was rounded, or perturbed by finite differences.
         """
-        size = self.Q.abs().amax((-2, -1), keepdim=True)
+        size = self.Q.diagonal(dim1=-2, dim2=-1).abs()
+        size = torch.maximum(size, 1e-12 * self.Q.abs().amax((-2, -1)).unsqueeze(-1))
+        unit = 1 / torch.where(size > 0, size, 1.0).sqrt()
         eye = torch.eye(self.n, dtype=self.Q.dtype, device=self.Q.device)
-        shift = 1e-4 * torch.where(size > 0, size, 1.0)
-        return torch.linalg.cholesky_ex(self.Q + shift * eye)[1] == 0
+        Q = unit.unsqueeze(-1) * self.Q * unit.unsqueeze(-2)
+        return torch.linalg.cholesky_ex(Q + 1e-4 * eye)[1] == 0
 
     def without_nonfinite(self) -> QP:
         """The same QP with zeros for what is not finite, and no limit for a limit that is NaN."""
@@ -128,6 +132,11 @@ class QP:
         lower = torch.where(self.lower < torch.inf, self.lower, -torch.inf)
         upper = torch.where(self.upper > -torch.inf, self.upper, torch.inf)
         return replace(qp, lower=lower, upper=upper)
+
+    def curvature(self, z: Tensor) -> Tensor:
+        """weight Q z, `(B, n)`."""
+        Qz = matvec(self.Q, z)
+        return Qz if self.weight is None else self.weight * Qz
 
     def rows(self, z: Tensor) -> Tensor:
         """C z = (G z, z), `(B, k)`."""
@@ -141,42 +150,51 @@ class QP:
 
     def stationarity(self, z: Tensor, nu: Tensor, y: Tensor) -> Tensor:
         """Qz + p + A'nu + C'y, `(B, n)`."""
-        return matvec(self.Q, z) + self.p + matvec(self.A.mT, nu) + self.rows_transposed(y)
+        return self.curvature(z) + self.p + matvec(self.A.mT, nu) + self.rows_transposed(y)
 
     def products(self, z: Tensor, nu: Tensor, y: Tensor) -> Products:
         """The five products of the data with a point."""
         return Products(
-            matvec(self.Q, z),
+            self.curvature(z),
             matvec(self.A, z),
             self.rows(z),
             matvec(self.A.mT, nu),
             self.rows_transposed(y),
         )
 
-    def limits(self, y: Tensor) -> Tensor:
-        """The limit that each multiplier belongs to, by its sign."""
-        return torch.where(y > 0, self.upper, self.lower)
+    def payment(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(limits'y, multipliers of absent limits), the limit of each being that of its sign."""
+        limit = torch.where(y > 0, self.upper, self.lower)
+        absent = limit.isinf()
+        return (torch.where(absent, 0.0, limit) * y).sum(-1), torch.where(absent, y, 0.0)
 
     def residuals(
-        self, z: Tensor, nu: Tensor, y: Tensor, products: Products | None = None
+        self,
+        z: Tensor,
+        nu: Tensor,
+        y: Tensor,
+        products: Products | None = None,
+        payment: Tensor | None = None,
     ) -> Residuals:
-        """How far (z, nu, y) is from the KKT conditions; `products` of the point, if known."""
+        """How far (z, nu, y) is from the KKT conditions.
+
+        `products` of the point and `payment`, the sum of the limits times their multipliers, if
+        they are known; then no multiplier may belong to an absent limit.
+        """
         Qz, Az, Cz, At_nu, Ct_y = self.products(z, nu, y) if products is None else products
         Gz, mu = Cz[..., : self.m], y[..., self.m :]
         violation = torch.maximum(Cz - self.upper, self.lower - Cz).clamp(min=0)
         primal = torch.maximum(largest(violation), largest(Az - self.b))
-        limit = self.limits(y)
-        absent = limit.isinf()
-        # A multiplier of the wrong sign for an absent limit earns nothing in the gap: count it.
-        dual = torch.maximum(
-            largest(Qz + self.p + At_nu + Ct_y), largest(torch.where(absent, y, 0.0))
-        )
+        dual = largest(Qz + self.p + At_nu + Ct_y)
+        if payment is None:
+            payment, stray = self.payment(y)
+            dual = torch.maximum(dual, largest(stray))  # it earns nothing in the gap: count it
         quadratic, linear = (z * Qz).sum(-1), (self.p * z).sum(-1)
-        paid = (self.b * nu).sum(-1) + (torch.where(absent, 0.0, limit) * y).sum(-1)
+        gap = quadratic + linear + (self.b * nu).sum(-1) + payment
         return Residuals(
             primal / (1 + largest(Gz, Az, self.b)),
             dual / (1 + largest(Qz, self.p, mu)),
-            (quadratic + linear + paid).abs() / (1 + (quadratic / 2 + linear).abs()),
+            gap.abs() / (1 + (quadratic / 2 + linear).abs()),
         )
 
 

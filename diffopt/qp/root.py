@@ -44,12 +44,11 @@ def kkt_residual(qp: QP, scaling: Scaling, point: Point) -> Callable[[Tensor], T
     """
     limit = torch.where(point.at_upper, qp.upper, qp.lower)
     limit = torch.where(point.t < 1, limit, 0.0)  # an infinite one is inactive: keep 0 * inf out
-    # Row scaling of the equilibrated problem: e (Cz - limit) and y^ = y c / e.
-    on, off = (1 - point.t) * scaling.e_C, point.t * scaling.c / scaling.e_C
+    on, off = (1 - point.t) * scaling.rows, point.t / scaling.y
 
     def residual(v: Tensor) -> Tensor:
         r = active_conditions(qp, unpack(v, qp), limit, on, off)
-        out = pack(Blocks(scaling.c * scaling.d * r.z, scaling.e_A * r.nu, r.y))
+        out = pack(Blocks(scaling.dual * r.z, scaling.equal * r.nu, r.y))
         return out - out.detach()
 
     return residual
@@ -66,14 +65,14 @@ class KKTOperator(Operator):
     columns: Tensor  # (B|1, n + e + k): unknowns of the user over those of the factor
     alive: Tensor  # (B)
     on_failure: OnFailure = "warn"
-    rtol: float = 1e-6
+    rtol: float = 1e-10
 
     @classmethod
     def at(
         cls, point: Point, scaling: Scaling, alive: Tensor, on_failure: OnFailure
     ) -> KKTOperator:
         """The operator at a polished point."""
-        parts = (scaling.d, scaling.e_A / scaling.c, scaling.e_C / scaling.c)
+        parts = (scaling.z, scaling.nu, scaling.y)
         size = max(v.shape[0] for v in parts)
         columns = torch.cat([v.expand(size, -1) for v in parts], -1)
         return cls(point.kkt, columns, alive, on_failure)
@@ -87,11 +86,16 @@ class KKTOperator(Operator):
         return self._solution(x, error)
 
     def _masked_solve(self, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
-        v = torch.where(self.alive.unsqueeze(-1), v, 0.0)
-        x, error = self.kkt.solve(unpack(v, self.kkt.qp), transpose)
-        fill = float("nan") if self.on_failure == "nan" else 0.0
         alive = self.alive.unsqueeze(-1)
-        return torch.where(alive, pack(x), fill), torch.where(self.alive, error, 0.0)
+        x, error = self.kkt.solve_hard(unpack(torch.where(alive, v, 0.0), self.kkt.qp), transpose)
+        return torch.where(alive, pack(x), self._fill(v, transpose)), error * self.alive
+
+    def _fill(self, v: Tensor, transpose: bool) -> Tensor | float:
+        """The answer for a failed sample; NaN in the gradient only if its value was used."""
+        if self.on_failure != "nan":
+            return 0.0
+        used = (v != 0).any(-1, keepdim=True) if transpose else torch.ones_like(v[:, :1]).bool()
+        return torch.where(used, torch.nan, 0.0)
 
     def _solution(self, x: Tensor, error: Tensor) -> Solution:
         ok = error <= self.rtol

@@ -1,14 +1,16 @@
-"""Equilibration: a diagonal change of variables that brings all rows and columns to size one.
+"""Equilibration: a diagonal change of variables that brings all data to size one.
 
-    z = d * z^,   rows of A times e_A,   rows of G times e_G,   objective times c
-    Q^ = c D Q D,  p^ = c D p,  A^ = E_A A D,  G^ = E_G G D,  limits^ = E limits
+    z = r d * z^,   rows of A times e_A / r,   rows of G times e_G / r,   objective times c / r
+    Q^ = c r D Q D,  p^ = c D p,  A^ = E_A A D,  G^ = E_G G D,  limits^ = E limits / r
     nu = e_A nu^ / c,   y = e y^ / c            (e = e_G on rows of G, 1/d on the bounds)
 
-The bounds use e = 1/d, so that their rows of C stay those of the identity.
+The diagonals d and e equilibrate the matrices; the numbers r (the size of z) and c (one over that
+of the multipliers) make the answer independent of the units of the data: z^ and y^ are of size
+one whatever they are, which the tolerances and the regularisation count on. The bounds use
+e = 1/d, so that their rows of C stay those of the identity.
 
 Source: Ruiz, "A scaling algorithm to equilibrate both rows and columns norms in matrices" (RAL
-2001), Alg. 1, in the infinity norm on [Q A' G'; A 0 0; G 0 0], with the cost factor of OSQP
-(Stellato et al., Math. Prog. Comp. 2020), Alg. 2.
+2001), Alg. 1, in the infinity norm on [Q A' G'; A 0 0; G 0 0].
 """
 
 from __future__ import annotations
@@ -26,19 +28,45 @@ SMALLEST, LARGEST = 1e-4, 1e4  # bounds on every factor, as in Clarabel
 
 @dataclass(frozen=True)
 class Scaling:
-    """The factors: `d` `(B|1, n)`, `e_A` `(B|1, e)`, `e_C` `(B|1, k)`, `c` `(B|1, 1)`."""
+    """What a unit of the equilibrated problem is in the user's, or one over it for the rows."""
 
-    d: Tensor
-    e_A: Tensor
-    e_C: Tensor
-    c: Tensor
+    z: Tensor  # r d, (B|1, n)
+    nu: Tensor  # e_A / c, (B|1, e)
+    y: Tensor  # e_C / c, (B|1, k)
+    dual: Tensor  # stationarity: c d, (B|1, n)
+    equal: Tensor  # Az: e_A / r, (B|1, e)
+    rows: Tensor  # Cz: e_C / r, (B|1, k)
+    objective: Tensor  # the objective: c / r, (B|1,)
 
 
 def equilibrate(qp: QP) -> tuple[QP, Scaling]:
     """The scaled QP and its factors, each sample by its own data only."""
+    d, e_A, e_G = _ruiz(qp)
+    e_C = torch.cat([e_G, 1 / d], -1) if qp.bounded else e_G
+    r, c = _sizes(qp, d, e_A, e_C)
+    scaling = Scaling(r * d, e_A / c, e_C / c, c * d, e_A / r, e_C / r, (c / r).squeeze(-1))
+    column = d.unsqueeze(-2)
+    scaled = QP(
+        Q=qp.Q * d.unsqueeze(-1) * column,
+        p=qp.p * scaling.dual,
+        G=qp.G * e_G.unsqueeze(-1) * column,
+        A=qp.A * e_A.unsqueeze(-1) * column,
+        b=qp.b * scaling.equal,
+        lower=qp.lower * scaling.rows,
+        upper=qp.upper * scaling.rows,
+        bounded=qp.bounded,
+        batch=qp.batch,
+        weight=c * r,
+    )
+    return scaled, scaling
+
+
+def _ruiz(qp: QP) -> tuple[Tensor, Tensor, Tensor]:
+    """(d, e_A, e_G) that bring the rows and columns of [Q A' G'; A 0 0; G 0 0] to norm one."""
     size = max(qp.Q.shape[0], qp.A.shape[0], qp.G.shape[0])
     d, e_A, e_G = (qp.p.new_ones(size, k) for k in (qp.n, qp.A.shape[-2], qp.m))
     Q, A, G = qp.Q.abs(), qp.A.abs(), qp.G.abs()
+    Q = Q / _positive_or_one(Q.amax((-2, -1), keepdim=True))  # the unit of the objective is free
     for _ in range(PASSES):
         # Norms of the scaled matrices without forming them: max_i |e_i M_ij d_j|.
         columns = torch.maximum(
@@ -46,9 +74,30 @@ def equilibrate(qp: QP) -> tuple[QP, Scaling]:
         )
         rows_A, rows_G = e_A * _max_rows(A.mT, d), e_G * _max_rows(G.mT, d)
         d, e_A, e_G = (_shrink(*pair) for pair in ((d, columns), (e_A, rows_A), (e_G, rows_G)))
-    c = _cost_factor(Q, qp.p, d)
-    e_C = torch.cat([e_G, 1 / d], -1) if qp.bounded else e_G
-    return _scaled(qp, d, e_A, e_G, e_C, c), Scaling(d, e_A, e_C, c)
+    return d, e_A, e_G
+
+
+def _sizes(qp: QP, d: Tensor, e_A: Tensor, e_C: Tensor) -> tuple[Tensor, Tensor]:
+    """(r, c), `(B|1, 1)`: the size that z is expected to have, and one over that of the duals.
+
+    z must reach Az = b and the limits that exclude 0; from there the objective pulls it towards
+    its free minimiser, of size |D p| / |D Q D|, but not past the other limits. Too small an r does
+    no harm, since all tests are relative to what is large; too large a one would hide errors.
+    """
+    q = (d * _max_rows(qp.Q.abs(), d)).mean(-1)
+    g = largest(d * qp.p)
+    lower, upper = e_C * qp.lower, e_C * qp.upper
+    needed = largest(e_A * qp.b, lower.clamp(min=0), (-upper).clamp(min=0))
+    far = largest(*(torch.where(v.isfinite(), v, 0.0) for v in (lower, upper)))
+    free = torch.where(q > 0, g / q, far)
+    r = torch.maximum(needed, torch.where(far > 0, torch.minimum(free, far), free))
+    r = _positive_or_one(torch.where(r > 0, r, far))
+    c = 1 / _positive_or_one(torch.maximum(q * r, g))
+    return r.unsqueeze(-1), c.unsqueeze(-1)
+
+
+def _positive_or_one(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, 1.0)
 
 
 def _max_rows(M: Tensor, weight: Tensor) -> Tensor:
@@ -60,43 +109,20 @@ def _max_rows(M: Tensor, weight: Tensor) -> Tensor:
 
 def _shrink(factor: Tensor, norm: Tensor) -> Tensor:
     """factor / sqrt(norm), kept within bounds; a zero row keeps its factor."""
-    return (factor / torch.where(norm > 0, norm, 1.0).sqrt()).clamp(SMALLEST, LARGEST)
-
-
-def _cost_factor(Q: Tensor, p: Tensor, d: Tensor) -> Tensor:
-    """1 / max(mean column norm of D Q D, |D p|), so that the duals are of size one as well."""
-    mean = (d * _max_rows(Q, d)).mean(-1)
-    size = torch.maximum(mean, largest(p * d))
-    return (1 / torch.where(size > 0, size, 1.0)).unsqueeze(-1)
-
-
-def _scaled(qp: QP, d: Tensor, e_A: Tensor, e_G: Tensor, e_C: Tensor, c: Tensor) -> QP:
-    column = d.unsqueeze(-2)
-    return QP(
-        Q=qp.Q * (c * d).unsqueeze(-1) * column,
-        p=qp.p * c * d,
-        G=qp.G * e_G.unsqueeze(-1) * column,
-        A=qp.A * e_A.unsqueeze(-1) * column,
-        b=qp.b * e_A,
-        lower=qp.lower * e_C,
-        upper=qp.upper * e_C,
-        bounded=qp.bounded,
-        batch=qp.batch,
-    )
+    return (factor / _positive_or_one(norm).sqrt()).clamp(SMALLEST, LARGEST)
 
 
 def unscale(scaling: Scaling, z: Tensor, nu: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(z, nu, y) in the units of the user's problem."""
-    return scaling.d * z, scaling.e_A * nu / scaling.c, scaling.e_C * y / scaling.c
+    return scaling.z * z, scaling.nu * nu, scaling.y * y
 
 
 def unscale_products(scaling: Scaling, products: Products) -> Products:
     """The products in the units of the user's problem, without forming them again."""
-    column = scaling.c * scaling.d
     return Products(
-        products.Qz / column,
-        products.Az / scaling.e_A,
-        products.Cz / scaling.e_C,
-        products.At_nu / column,
-        products.Ct_y / column,
+        products.Qz / scaling.dual,
+        products.Az / scaling.equal,
+        products.Cz / scaling.rows,
+        products.At_nu / scaling.dual,
+        products.Ct_y / scaling.dual,
     )

@@ -107,6 +107,21 @@ def test_the_four_answers_to_a_failure():
         run("raise")
 
 
+def test_nan_reaches_a_shared_argument_only_through_a_value_that_is_used():
+    Q = torch.eye(2, dtype=torch.float64, requires_grad=True)
+    ub = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
+    sol = solve_qp(Q, torch.ones(2, 2).double(), lb=0.0, ub=ub, on_failure="nan")
+    healthy, failed = (torch.autograd.grad(sol.z[i].sum(), Q, retain_graph=True)[0] for i in (0, 1))
+    assert healthy.isfinite().all() and failed.isnan().all()
+
+
+@pytest.mark.parametrize("diagonal", [(1e6, -1.0), (1e8, -900.0), (-1.0, 1.0)])
+def test_an_indefinite_Q_is_found_in_any_units(diagonal):
+    Q = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    sol = solve_qp(Q, torch.zeros(2).double(), lb=-1.0, ub=1.0, on_failure="ignore")
+    assert sol.status == Status.INVALID_INPUT
+
+
 @pytest.mark.parametrize("name", cases.HOPELESS)
 def test_problems_without_a_solution_are_proven_so(name):
     instance, kind = cases.HOPELESS[name]
@@ -123,7 +138,7 @@ def test_an_indefinite_Q_is_refused_and_a_rounded_semidefinite_one_is_not(bounde
     V = torch.linalg.qr(torch.tensor([[1.0, 2, 3], [2, 1, 1], [1, 1, 5]]).double())[0]
     Q = (V * values.unsqueeze(-2)) @ V.mT
     sol = solve_qp(Q, p, lb=lb, on_failure="ignore")
-    assert sol.status[0] == Status.INVALID_INPUT and sol.z[0].isnan().all()
+    assert sol.status[0] == Status.INVALID_INPUT and sol.z.isfinite().all()
     assert sol.status[1] == Status.CONVERGED
     assert sol.status[2] != Status.INVALID_INPUT
 

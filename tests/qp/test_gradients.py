@@ -24,8 +24,7 @@ def outputs(values: dict, **options):
 @pytest.mark.parametrize("name", DIRECTIONAL)
 def test_gradients_match_central_differences(name, generator):
     a = cases.arguments(DIRECTIONAL[name])
-    eps = 1e-7 if "condition" in name else 1e-6
-    errors = checks.directional_errors(outputs, a, generator, eps)
+    errors = checks.directional_errors(outputs, a, generator)
     assert max(errors.values()) <= 1e-6, errors
 
 
