@@ -38,6 +38,11 @@ class ExactCover:
         """The columns that remain possible when those listed are chosen."""
         return reduce(and_, (self.keep[i] for i in chosen), self.everything)
 
+    def forced(self, alive: int) -> bool:
+        """Whether steps 1 and 2 alone, without a branch, find a solution within `alive`."""
+        alive, unsettled, _ = self._propagate(alive, self.masks)
+        return bool(alive) and not unsettled
+
     def search(
         self, alive: int, random: Random | None = None, masks: Iterable[int] | None = None
     ) -> Iterator[int]:

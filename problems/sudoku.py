@@ -113,11 +113,14 @@ def solve(board: Tensor, limit: int = 2) -> list[Tensor]:
     return [board.new_tensor(_digits(z, size)).view(size, size) for z in found]
 
 
-def puzzles(solutions: Tensor, *, givens: int, seed: int = 0) -> Tensor:
+def puzzles(solutions: Tensor, *, givens: int, elimination: bool = False, seed: int = 0) -> Tensor:
     """Return for each solved grid `(*B, N, N)` a puzzle that has this grid as its only solution.
 
     Cells are blanked in random order, where the solution stays unique, until `givens` are left or
     all were tried. With `givens=0` no given can be spared: 4 to 6 remain for 4x4, about 24 for 9x9.
+    With `elimination` a cell is blanked only where elimination alone still finds its digit, the
+    one left in its cell or the one place left in a row, column or block: the puzzles of the
+    published data sets, which no guess is needed for.
     ValueError if one of `solutions` is not a solved grid, or `givens` is not in 0..N*N.
     """
     size = _size(solutions, "solutions")
@@ -127,7 +130,7 @@ def puzzles(solutions: Tensor, *, givens: int, seed: int = 0) -> Tensor:
         raise ValueError(f"givens is {givens}: choose 0 (as few as possible) to {size**2}")
     random = Random(seed)
     flat = solutions.reshape(-1, size**2).tolist()
-    boards = [_blank(grid, size, givens, random) for grid in flat]
+    boards = [_blank(grid, size, givens, elimination, random) for grid in flat]
     return solutions.new_tensor(boards).view(solutions.shape)
 
 
@@ -241,7 +244,7 @@ def _digits(z: int, size: int) -> tuple[int, ...]:
     return tuple(i % size + 1 for i in columns(z))
 
 
-def _blank(grid: list[int], size: int, givens: int, random: Random) -> list[int]:
+def _blank(grid: list[int], size: int, givens: int, elimination: bool, random: Random) -> list[int]:
     """Return one puzzle of `puzzles`, on flat digits.
 
     If a puzzle has one solution, it keeps it without the given z[i] if and only if no solution of
@@ -252,7 +255,8 @@ def _blank(grid: list[int], size: int, givens: int, random: Random) -> list[int]
         if len(kept) <= givens:
             break
         rest = [j for j in kept if j != i]
-        if next(cover.search(cover.settle(rest) & ~(1 << i)), None) is None:
+        alive = cover.settle(rest)
+        if cover.forced(alive) if elimination else not any(cover.search(alive & ~(1 << i))):
             kept = rest
     cells = {i // size: i % size + 1 for i in kept}
     return [cells.get(c, 0) for c in range(size**2)]

@@ -100,17 +100,16 @@ class KKT:
         return x, error / _size(r, x)
 
     def solve_hard(
-        self, r: Blocks, transpose: bool = False, wanted: Tensor | None = None
+        self, r: Blocks, transpose: bool = False, atol: Tensor | float = 0.0
     ) -> tuple[Blocks, Tensor]:
         """`solve`, and where that is stuck above 1e-11 GMRES with the factor as preconditioner.
 
         Plain refinement contracts an error along a singular direction of size sigma by delta /
         (sigma^2 + delta), which is near 1 for nearly dependent rows. There are few such
-        directions, and a Krylov space resolves one a step. Only `wanted` samples start it.
+        directions, and a Krylov space resolves one a step. A residual below `atol` `(B)` is none.
         """
         x, relative = self.solve(r, transpose)
-        stuck = relative > 1e-11
-        if not bool((stuck if wanted is None else stuck & wanted).any()):
+        if not bool(((relative > 1e-11) & (relative * _size(r, x) > atol)).any()):
             return x, relative
         widths = [v.shape[-1] for v in r]
 
@@ -119,7 +118,7 @@ class KKT:
             return torch.cat(self.apply(self._solve_regularised(part, transpose), transpose), -1)
 
         rest = r.minus(self.apply(x, transpose))
-        u = GMRES(rtol=1e-14, restart=30, max_cycles=2).solve(preconditioned, torch.cat(rest, -1))
+        u = GMRES(rtol=1e-14, restart=16, max_cycles=1).solve(preconditioned, torch.cat(rest, -1))
         step = self._solve_regularised(Blocks(*u.value.split(widths, -1)), transpose)
         x, _, error, _ = self._improved(r, x, rest, rest.norm(), step, transpose)
         return x, error / _size(r, x)

@@ -269,3 +269,22 @@ def test_show_marks_kept_and_broken_givens() -> None:
 
 def test_examples_in_the_docstrings() -> None:
     assert doctest.testmod(sudoku).failed == 0
+
+
+def test_elimination_alone_solves_the_puzzles_that_promise_it() -> None:
+    """Filling in forced digits, one at a time, from the definition: no guess is ever needed."""
+    solutions = sudoku.grids(9, 3, seed=4)
+    for puzzle, solution in zip(
+        sudoku.puzzles(solutions, givens=36, elimination=True, seed=1), solutions, strict=True
+    ):
+        assert int((puzzle > 0).sum()) == 36
+        A, _ = sudoku.rules(9)
+        possible = torch.ones(729, dtype=torch.bool)
+        chosen = sudoku.encode(puzzle).bool()
+        for _ in range(81):
+            covered = A[:, chosen].sum(1) > 0
+            possible &= ~(A[covered].sum(0) > 0) | chosen
+            left = A * possible
+            single = left[(left.sum(1) == 1) & ~covered].sum(0) > 0
+            chosen = chosen | single
+        assert torch.equal(sudoku.decode(chosen.double()), solution)
