@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -144,18 +144,51 @@ def solve_qp(
         return _empty(qp, batch, dtype)
     valid = qp.valid()
     qp = qp if bool(valid.all()) else qp.without_nonfinite()
-    with torch.no_grad():
-        data = qp.map(Tensor.detach)
-        setup = Setup.of(data, solver)
-        found = solver.solve(data, setup)
-        point = polished(data, setup, found.value)
-        status = solver.judge(found.status, point.error)
-        status = torch.where(valid & data.convex(), status, int(Status.INVALID_INPUT))
-        if on_failure != "nan":  # then the operator puts NaN in, and in the gradient too
-            point = point._replace(z=torch.where(valid.unsqueeze(-1), point.z, torch.nan))
-        report(status.view(batch), point.error.view(batch), on_failure, "solve_qp")
-    x = _differentiable(qp, setup, point, status, order, on_failure)
-    m, n = qp.m, qp.n
+    found = _find(qp.map(Tensor.detach), valid, solver)
+    residual = found.point.error.view(batch)
+    report(found.status.view(batch), residual, on_failure, "solve_qp")
+    x = _differentiable(qp, found, valid, order, on_failure)
+    return _shaped(qp, x, found, batch, dtype)
+
+
+class _Found(NamedTuple):
+    """What the solver found, without gradients."""
+
+    setup: Setup
+    point: Point
+    status: Tensor
+    steps: Tensor
+
+
+@torch.no_grad()
+def _find(qp: QP, valid: Tensor, solver: InteriorPoint) -> _Found:
+    """The polished point of each sample, with the status that its residual deserves."""
+    setup = Setup.of(qp, solver)
+    found = solver.solve(qp, setup)
+    point = polished(qp, setup, found.value)
+    status = solver.judge(found.status, point.error)
+    status = torch.where(valid & qp.convex(), status, int(Status.INVALID_INPUT))
+    return _Found(setup, point, status, found.steps)
+
+
+def _differentiable(
+    qp: QP, found: _Found, valid: Tensor, order: int, on_failure: OnFailure
+) -> Blocks:
+    """(z, nu, y) re-attached to the graph of `qp`, failed samples treated as `on_failure` says."""
+    point, alive, loud = found.point, succeeded(found.status), on_failure == "nan"
+    z = torch.where(valid.unsqueeze(-1) | loud, point.z, torch.nan)
+    x = Blocks(z, point.nu, point.y)
+    if not qp.differentiated():
+        return Blocks(*(fill_failed(v, found.status, torch.nan) for v in x)) if loud else x
+    # Under "nan" the operator puts NaN in, and in the gradient too.
+    operator = KKTOperator.at(point, found.setup.scaling, alive, on_failure)
+    residual = kkt_residual(qp, found.setup.scaling, point)
+    return unpack(implicit_root(residual, pack(x), operator, order), qp)
+
+
+def _shaped(qp: QP, x: Blocks, found: _Found, batch: torch.Size, dtype: torch.dtype) -> QPSolution:
+    """The solution in the user's shapes and dtype."""
+    point, m, n = found.point, qp.m, qp.n
     mu = x.y[:, m:] if qp.bounded else torch.zeros_like(x.z)
     weak = point.weak if qp.bounded else torch.nn.functional.pad(point.weak, (0, n))
 
@@ -167,7 +200,7 @@ def solve_qp(
         lam=shaped(x.y[:, :m]),
         nu=shaped(x.nu),
         mu=shaped(mu),
-        status=status.view(batch),
+        status=found.status.view(batch),
         iterations=found.steps.view(batch),
         residuals=Residuals(*(r.view(batch) for r in point.residuals)),
         weakly_active=weak.view(*batch, m + n),
@@ -198,19 +231,6 @@ def _empty(qp: QP, batch: torch.Size, dtype: torch.dtype) -> QPSolution:
         weakly_active=torch.zeros(*batch, qp.m + qp.n, dtype=torch.bool, device=qp.p.device),
         polished=status == 0,
     )
-
-
-def _differentiable(
-    qp: QP, setup: Setup, point: Point, status: Tensor, order: int, on_failure: OnFailure
-) -> Blocks:
-    """(z, nu, y) re-attached to the graph of `qp`, failed samples treated as `on_failure` says."""
-    root = pack(Blocks(point.z, point.nu, point.y))
-    alive = succeeded(status)
-    if not qp.differentiated():
-        return unpack(fill_failed(root, status, torch.nan) if on_failure == "nan" else root, qp)
-    operator = KKTOperator.at(point, setup.scaling, alive, on_failure)
-    residual = kkt_residual(qp, setup.scaling, point)
-    return unpack(implicit_root(residual, root, operator, order), qp)
 
 
 def _check_options(

@@ -103,6 +103,9 @@ def test_the_four_answers_to_a_failure():
     sol, grad = run("nan")
     assert sol.z[1].isnan().all() and grad[1].isnan().all()
     assert sol.z[[0, 2]].isfinite().all() and grad[[0, 2]].isfinite().all()
+    plain = solve_qp(**a, on_failure="nan")  # no gradient asked for: the same values
+    for key in OUTPUTS:
+        torch.testing.assert_close(getattr(plain, key), getattr(sol, key), equal_nan=True)
     with pytest.raises(RuntimeError, match="sample 1: PRIMAL_INFEASIBLE"):
         run("raise")
 
