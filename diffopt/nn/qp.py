@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..qp import InteriorPoint, QPSolution, solve_qp
 
 ARGUMENTS = ("Q", "p", "G", "h", "A", "b", "lb", "ub", "h_lower")
+OPTIONS = ("warm_start", "order", "degenerate", "infeasible", "on_failure")
 
 
 class QPLayer(nn.Module):
@@ -26,8 +27,8 @@ class QPLayer(nn.Module):
         options: further keyword arguments of `solve_qp` (order, on_failure, ...).
 
     Raises:
-        ValueError: in the call, if an argument is given that is held already, or has no such
-            name; otherwise as `solve_qp`.
+        ValueError: if there is no argument or option of a name given, or, in the call, if an
+            argument is held already; otherwise as `solve_qp`.
 
     Example:
         A layer that projects on the probability simplex, p = -x:
@@ -54,6 +55,9 @@ class QPLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.solver = InteriorPoint() if solver is None else solver
+        for name in options:
+            if name not in OPTIONS:
+                raise ValueError(f"{name!r} is no option of a QP layer: expected one of {OPTIONS}")
         self.options = options
         given = dict(zip(ARGUMENTS, (Q, p, G, h, A, b, lb, ub, h_lower), strict=True))
         self.held = tuple(name for name, value in given.items() if value is not None)

@@ -204,7 +204,7 @@ def _shaped(qp: QP, x: Blocks, found: _Found, batch: torch.Size, dtype: torch.dt
         iterations=found.steps.view(batch),
         residuals=Residuals(*(r.view(batch) for r in point.residuals)),
         weakly_active=weak.view(*batch, m + n),
-        polished=point.polished.view(batch),
+        polished=(point.polished & succeeded(found.status)).view(batch),
     )
 
 

@@ -140,7 +140,8 @@ def _full(name: str, value: Tensor | float, shape: tuple[int, ...], like: Tensor
     if tuple(value.shape[value.ndim - len(shape) :]) != shape:
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}: expected (*B, {_dims(shape)}), "
-            "with n unknowns from p, one row per limit, any batch dimensions *B"
+            f"with n = {like.shape[-1]} unknowns from p of shape {tuple(like.shape)}, one row per "
+            "limit, any batch dimensions *B"
         )
     return value.double()
 

@@ -88,7 +88,8 @@ class KKTOperator(Operator):
     def _masked_solve(self, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
         alive = self.alive.unsqueeze(-1)
         x, error = self.kkt.solve_hard(unpack(torch.where(alive, v, 0.0), self.kkt.qp), transpose)
-        return torch.where(alive, pack(x), self._fill(v, transpose)), error * self.alive
+        error = torch.where(self.alive, error, 0.0)
+        return torch.where(alive, pack(x), self._fill(v, transpose)), error
 
     def _fill(self, v: Tensor, transpose: bool) -> Tensor | float:
         """The answer for a failed sample; NaN in the gradient only if its value was used."""

@@ -77,5 +77,7 @@ def test_wrong_use_says_what_is_wrong():
         simplex()(P, A=A)
     with pytest.raises(ValueError, match="'q' is no argument of a QP"):
         simplex()(P, q=Q)
+    with pytest.raises(ValueError, match="'maxiter' is no option of a QP layer"):
+        simplex(maxiter=5)
     with pytest.raises(ValueError, match="p is missing: give it to the layer or to the call"):
         simplex()()

@@ -121,8 +121,12 @@ def test_nan_reaches_a_shared_argument_only_through_a_value_that_is_used():
 @pytest.mark.parametrize("diagonal", [(1e6, -1.0), (1e8, -900.0), (-1.0, 1.0)])
 def test_an_indefinite_Q_is_found_in_any_units(diagonal):
     Q = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    sol = solve_qp(Q, torch.zeros(2).double(), lb=-1.0, ub=1.0, on_failure="ignore")
-    assert sol.status == Status.INVALID_INPUT
+    p = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    with pytest.warns(ConvergenceWarning) as caught:
+        sol = solve_qp(Q, p, lb=-1.0, ub=1.0)
+        sol.z.sum().backward()
+    assert sol.status == Status.INVALID_INPUT and not sol.polished
+    assert len(caught) == 1 and (p.grad == 0).all()
 
 
 @pytest.mark.parametrize("name", cases.HOPELESS)
