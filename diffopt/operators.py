@@ -11,15 +11,16 @@ it serves. Four are here; a solver that has factorised A anyway hands over its o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .linear import GMRES, LinearMethod, batched_norm
 from .solution import OnFailure, Solution, Status
+from .tree import rebuilt, tensors
 
 
 class Operator(ABC):
@@ -43,32 +44,12 @@ class Operator(ABC):
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that define A, in the order that `rebuild` takes them."""
-        return tuple(_tensors(self))
+        return tuple(tensors(self))
 
-    def rebuild(self, *tensors: Tensor) -> Operator:
+    def rebuild(self, *new: Tensor) -> Operator:
         """The same operator over other tensors."""
-        return _rebuilt(self, iter(tensors))
-
-
-def _tensors(part: Any) -> Iterator[Tensor]:
-    """The tensor fields of a dataclass, those of dataclasses inside it included."""
-    for f in fields(part):
-        value = getattr(part, f.name)
-        if isinstance(value, Tensor):
-            yield value
-        elif is_dataclass(value):
-            yield from _tensors(value)
-
-
-def _rebuilt(part: Any, tensors: Iterator[Tensor]) -> Any:
-    changes = {}
-    for f in fields(part):
-        value = getattr(part, f.name)
-        if isinstance(value, Tensor):
-            changes[f.name] = next(tensors)
-        elif is_dataclass(value):
-            changes[f.name] = _rebuilt(value, tensors)
-    return replace(part, **changes)
+        rebuilt_self: Operator = rebuilt(self, iter(new))
+        return rebuilt_self
 
 
 @dataclass(frozen=True)

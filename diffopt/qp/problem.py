@@ -9,13 +9,15 @@ stationarity reads  Qz + p + A'nu + C'y = 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from ..tree import mapped, tensors
 
 
 def matvec(M: Tensor, x: Tensor) -> Tensor:
@@ -27,6 +29,12 @@ def matvec(M: Tensor, x: Tensor) -> Tensor:
     if M.shape[0] == 1 and x.ndim == 2:
         return x @ M[0].mT
     return (M @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def digits(tolerance: float, dtype: torch.dtype) -> float:
+    """A tolerance meant for float64 as the same share of the digits of `dtype`: 1e-12 is 5e-6."""
+    share = math.log(torch.finfo(dtype).eps) / math.log(torch.finfo(torch.float64).eps)
+    return float(tolerance**share)
 
 
 class Residuals(NamedTuple):
@@ -61,7 +69,8 @@ class Products(NamedTuple):
 
 @dataclass(frozen=True)
 class QP:
-    """A batch of QPs: every tensor has one batch dimension, of size `batch`, or 1 where shared.
+    """A batch of QPs: every tensor has one batch dimension first, of size 1 where all samples
+    share it.
 
     Absent blocks have no rows (`G` `(1, 0, n)`), absent limits are infinite; `bounded` says
     whether the rows of the identity belong to C at all.
@@ -75,8 +84,12 @@ class QP:
     lower: Tensor  # (B|1, k): h_lower, then lb if bounded
     upper: Tensor  # (B|1, k): h, then ub if bounded
     bounded: bool
-    batch: int
     weight: Tensor | None = None  # (B|1, 1): multiplies Q, so that a shared Q can stay shared
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return max(v.shape[0] for v in tensors(self))
 
     @property
     def n(self) -> int:
@@ -88,15 +101,9 @@ class QP:
         """Number of rows of G."""
         return self.G.shape[-2]
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> QP:
-        """The same QP with `change` applied to every tensor."""
-        held = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {k: change(v) for k, v in held.items() if isinstance(v, Tensor)}
-        return replace(self, **changed)
-
     def differentiated(self) -> bool:
         """Whether a derivative, reverse or forward, is asked of any of the data."""
-        held = [v for v in vars(self).values() if isinstance(v, Tensor)]
+        held = list(tensors(self))
         if torch.is_grad_enabled() and any(v.requires_grad for v in held):
             return True
         return any(forward_ad.unpack_dual(v).tangent is not None for v in held)
@@ -128,10 +135,15 @@ class QP:
         def finite(v: Tensor) -> Tensor:
             return torch.where(v.isfinite(), v, 0.0)
 
-        qp = self.map(finite)
+        qp: QP = mapped(self, finite)
         lower = torch.where(self.lower < torch.inf, self.lower, -torch.inf)
         upper = torch.where(self.upper > -torch.inf, self.upper, torch.inf)
         return replace(qp, lower=lower, upper=upper)
+
+    def proximal(self, weight: float) -> QP:
+        """The same QP with weight/2 |z|^2 added to the objective."""
+        eye = torch.eye(self.n, dtype=self.Q.dtype, device=self.Q.device)
+        return replace(self, Q=self.Q + weight * eye)
 
     def curvature(self, z: Tensor) -> Tensor:
         """weight Q z, `(B, n)`."""

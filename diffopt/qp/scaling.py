@@ -55,8 +55,7 @@ def equilibrate(qp: QP) -> tuple[QP, Scaling]:
         lower=qp.lower * scaling.rows,
         upper=qp.upper * scaling.rows,
         bounded=qp.bounded,
-        batch=qp.batch,
-        weight=c * r,
+        weight=c * r if qp.lower.shape[-1] else _weight(qp, d),
     )
     return scaled, scaling
 
@@ -66,6 +65,9 @@ def _ruiz(qp: QP) -> tuple[Tensor, Tensor, Tensor]:
     size = max(qp.Q.shape[0], qp.A.shape[0], qp.G.shape[0])
     d, e_A, e_G = (qp.p.new_ones(size, k) for k in (qp.n, qp.A.shape[-2], qp.m))
     Q, A, G = qp.Q.abs(), qp.A.abs(), qp.G.abs()
+    # The unit of a row is free too, and may be anything: out of the way of the clipping below.
+    unit_A, unit_G = (1 / _positive_or_one(M.amax(-1)) for M in (A, G))
+    A, G = A * unit_A.unsqueeze(-1), G * unit_G.unsqueeze(-1)
     Q = Q / _positive_or_one(Q.amax((-2, -1), keepdim=True))  # the unit of the objective is free
     for _ in range(PASSES):
         # Norms of the scaled matrices without forming them: max_i |e_i M_ij d_j|.
@@ -74,26 +76,44 @@ def _ruiz(qp: QP) -> tuple[Tensor, Tensor, Tensor]:
         )
         rows_A, rows_G = e_A * _max_rows(A.mT, d), e_G * _max_rows(G.mT, d)
         d, e_A, e_G = (_shrink(*pair) for pair in ((d, columns), (e_A, rows_A), (e_G, rows_G)))
-    return d, e_A, e_G
+    return d, e_A * unit_A, e_G * unit_G
 
 
 def _sizes(qp: QP, d: Tensor, e_A: Tensor, e_C: Tensor) -> tuple[Tensor, Tensor]:
     """(r, c), `(B|1, 1)`: the size that z is expected to have, and one over that of the duals.
 
     z must reach Az = b and the limits that exclude 0; from there the objective pulls it towards
-    its free minimiser, of size |D p| / |D Q D|, but not past the other limits. Too small an r does
+    its free minimiser, of size |D p| / |D Q D|, but not past the other limits; a linear program has
+    none, and of its limits, some of which may mean "never", the median counts. Too small an r does
     no harm, since all tests are relative to what is large; too large a one would hide errors.
     """
-    q = (d * _max_rows(qp.Q.abs(), d)).mean(-1)
+    q = _curvature(qp, d)
     g = largest(d * qp.p)
     lower, upper = e_C * qp.lower, e_C * qp.upper
     needed = largest(e_A * qp.b, lower.clamp(min=0), (-upper).clamp(min=0))
-    far = largest(*(torch.where(v.isfinite(), v, 0.0) for v in (lower, upper)))
-    free = torch.where(q > 0, g / q, far)
+    size = max(lower.shape[0], upper.shape[0])
+    parts = lower.expand(size, -1), upper.expand(size, -1), lower.new_zeros(size, 1)
+    limits = torch.cat(parts, -1)
+    limits = torch.where(limits.isfinite() & (limits != 0), limits.abs(), torch.nan)
+    far, typical = largest(limits.nan_to_num()), limits.nanmedian(-1)[0].nan_to_num()
+    free = torch.where(q > 0, g / q, typical)
     r = torch.maximum(needed, torch.where(far > 0, torch.minimum(free, far), free))
     r = _positive_or_one(torch.where(r > 0, r, far))
     c = 1 / _positive_or_one(torch.maximum(q * r, g))
     return r.unsqueeze(-1), c.unsqueeze(-1)
+
+
+def _weight(qp: QP, d: Tensor) -> Tensor:
+    """c r where there are no limits, `(B|1, 1)`: there r q >= g in `_sizes`, so that c r = 1 / q.
+
+    The samples then share it, and with it the factor, if they share Q and A.
+    """
+    return 1 / _positive_or_one(_curvature(qp, d)).unsqueeze(-1)
+
+
+def _curvature(qp: QP, d: Tensor) -> Tensor:
+    """The size of D Q D, the mean of its columns' norms, `(B|1,)`."""
+    return (d * _max_rows(qp.Q.abs(), d)).mean(-1)
 
 
 def _positive_or_one(x: Tensor) -> Tensor:
