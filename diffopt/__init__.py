@@ -1,19 +1,24 @@
 """Layers whose output is defined by a condition, differentiated through that condition."""
 
+from .doctor import doctor
 from .implicit import implicit_root
 from .nn import QPLayer
-from .qp import InteriorPoint, QPSolution, solve_qp
+from .qp import LPGD, InteriorPoint, QPSolution, check_kkt, solve_qp, stack_qps
 from .solution import ConvergenceError, ConvergenceWarning, Status
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LPGD",
     "ConvergenceError",
     "ConvergenceWarning",
     "InteriorPoint",
     "QPLayer",
     "QPSolution",
     "Status",
+    "check_kkt",
+    "doctor",
     "implicit_root",
     "solve_qp",
+    "stack_qps",
 ]

@@ -189,14 +189,16 @@ class _Guard(Function):
 
 
 def _batch_first(info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> list[Any]:
-    """The inputs with the mapped dimension first; one that is not mapped broadcasts over it.
+    """The inputs with the mapped dimension first, of size one for a tensor that is not mapped.
 
     The first input is expanded, so that the output is mapped in every case.
     """
-    moved = [
-        x.movedim(d, 0) if isinstance(x, Tensor) and d is not None else x
-        for x, d in zip(inputs, in_dims, strict=True)
-    ]
-    if in_dims[0] is None:
-        moved[0] = moved[0].expand(info.batch_size, *moved[0].shape)
+
+    def first(x: Any, d: int | None) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.unsqueeze(0) if d is None else x.movedim(d, 0)
+
+    moved = [first(x, d) for x, d in zip(inputs, in_dims, strict=True)]
+    moved[0] = moved[0].expand(info.batch_size, *moved[0].shape[1:])
     return moved

@@ -65,8 +65,9 @@ def iterate(
         history: keep the errors of all steps.
 
     Returns:
-        `Solution` whose value is the state of smallest error of each sample, and whose residual
-        is that error. A sample whose error is not finite ends with `NUMERICAL_FAILURE`.
+        `Solution` whose value is the state of smallest error of each sample, or the one that got
+        a verdict, and whose residual is its error. A sample whose error is not finite ends with
+        `NUMERICAL_FAILURE`.
     """
     now = measure(state)
     best, best_error = state, torch.full_like(now.error, torch.inf)
@@ -77,9 +78,10 @@ def iterate(
     for k in range(max_steps + 1):
         errors.append(now.error)
         better = running & (now.error < best_error)
-        best, best_error = select(better, state, best), torch.where(better, now.error, best_error)
         since = torch.where(better, 0, since + 1)
-        status, running = _judge(now, status, running, since, patience)
+        status, running, proved = _judge(now, status, running, since, patience)
+        better = better | proved
+        best, best_error = select(better, state, best), torch.where(better, now.error, best_error)
         if k == max_steps or not bool(running.any()):
             break
         state = select(running, step(state, now.carry), state)
@@ -90,14 +92,19 @@ def iterate(
 
 def _judge(
     now: Measure, status: Tensor, running: Tensor, since: Tensor, patience: int | None
-) -> tuple[Tensor, Tensor]:
-    """Which samples end here, and how; convergence outranks a verdict, which outranks a stall."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(status, which run on, which end here by a verdict).
+
+    Convergence outranks a verdict, which outranks a stall.
+    """
     ending = torch.full_like(status, -1)
     if patience is not None:
         ending = torch.where(since >= patience, int(Status.ITERATION_LIMIT), ending)
     ending = torch.where(now.error.isfinite(), ending, int(Status.NUMERICAL_FAILURE))
+    proved = torch.zeros_like(running)
     if now.verdict is not None:
-        ending = torch.where(now.verdict >= 0, now.verdict, ending)
+        proved = running & (now.verdict >= 0) & ~(now.error <= 1)
+        ending = torch.where(proved, now.verdict, ending)
     ending = torch.where(now.error <= 1, int(Status.CONVERGED), ending)
     ends = running & (ending >= 0)
-    return torch.where(ends, ending, status), running & ~ends
+    return torch.where(ends, ending, status), running & ~ends, proved

@@ -9,17 +9,23 @@ ROOT = Path(__file__).parent.parent
 # part: the parts that it may import (itself always)
 ARROWS = {
     "solution": set(),
+    "tree": set(),
     "iterate": {"solution"},
     "linear": {"iterate", "solution"},
-    "operators": {"linear", "solution"},
+    "operators": {"linear", "solution", "tree"},
     "implicit": {"operators", "solution"},
-    "qp": {"implicit", "operators", "iterate", "linear", "solution"},
+    "qp": {"implicit", "operators", "iterate", "linear", "solution", "tree"},
     "nn": {"qp"},
-    "__init__": {"nn", "qp", "implicit", "solution"},
+    "doctor": {"qp"},
+    "__init__": {"doctor", "nn", "qp", "implicit", "solution"},
 }
 # inside diffopt/qp, lowest first: a file may import those before it
-QP_ORDER = ["problem", "arguments", "scaling", "kkt", "newton", "certificates", "interior_point",
-            "polish", "root", "__init__"]  # fmt: skip
+QP_ORDER = [
+    "problem", "arguments", "stack", "diagnosis", "scaling", "factors", "structure", "kkt",
+    "newton", "start", "certificates", "interior_point", "options", "polish", "homogeneous",
+    "reference", "dependence", "degeneracy", "point", "smooth", "engine", "root", "lpgd", "layer",
+    "relaxed", "answer", "eager", "compiled", "__init__",
+]  # fmt: skip
 FILES = sorted((ROOT / "diffopt").rglob("*.py"))
 
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from ..qp import InteriorPoint, QPSolution, solve_qp
 
 ARGUMENTS = ("Q", "p", "G", "h", "A", "b", "lb", "ub", "h_lower")
-OPTIONS = ("warm_start", "order", "degenerate", "infeasible", "on_failure")
+OPTIONS = (
+    "order", "degenerate", "infeasible", "penalty", "smoothing", "proximal", "on_failure"
+)  # fmt: skip
 
 
 class QPLayer(nn.Module):
@@ -74,7 +76,9 @@ class QPLayer(nn.Module):
         """The minimiser z, `(*B, n)`; p first, so that the layer fits an `nn.Sequential`."""
         return self.solve(p, **arguments).z
 
-    def solve(self, p: Tensor | None = None, **arguments: Any) -> QPSolution:
+    def solve(
+        self, p: Tensor | None = None, *, warm_start: QPSolution | None = None, **arguments: Any
+    ) -> QPSolution:
         """The whole `QPSolution`: multipliers, status and residuals too."""
         given = {k: v for k, v in {"p": p, **arguments}.items() if v is not None}
         for name in given:
@@ -89,7 +93,12 @@ class QPLayer(nn.Module):
             raise ValueError("p is missing: give it to the layer or to the call")
         full = given | {name: getattr(self, name) for name in self.held}
         return solve_qp(
-            full.pop("Q", None), full.pop("p"), **full, solver=self.solver, **self.options
+            full.pop("Q", None),
+            full.pop("p"),
+            **full,
+            solver=self.solver,
+            warm_start=warm_start,
+            **self.options,
         )
 
     def extra_repr(self) -> str:

@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import reduce
-from typing import Literal, NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..implicit import implicit_root
-from ..solution import OnFailure, Status, check_on_failure, fill_failed, report, succeeded
-from .arguments import Limit, build
-from .interior_point import InteriorPoint, Setup
-from .kkt import Blocks
-from .polish import Point, polished
-from .problem import QP, Residuals
-from .root import KKTOperator, kkt_residual, pack, unpack
+from ..solution import OnFailure
+from .answer import QPSolution
+from .arguments import Limit
+from .certificates import Certificate
+from .compiled import solve_compiled
+from .diagnosis import check_kkt
+from .eager import solve_eager
+from .interior_point import InteriorPoint
+from .options import LPGD, Degenerate, Infeasible, Options
+from .problem import Residuals
+from .relaxed import Shifts
+from .stack import QPStack, stack_qps
 
-__all__ = ["InteriorPoint", "QPSolution", "Residuals", "solve_qp"]
-
-
-@dataclass(frozen=True)
-class QPSolution:
-    """The solution of a batch of QPs. The first four are differentiable, the others never are.
-
-    Attributes:
-        z: the minimiser, `(*B, n)`.
-        lam: multipliers of the rows of G, `(*B, m)`: positive at h, negative at h_lower.
-        nu: multipliers of the rows of A, `(*B, e)`.
-        mu: multipliers of the bounds, `(*B, n)`: positive at ub, negative at lb.
-        status: `Status` codes, `(*B,)`.
-        iterations: steps of the interior-point method, `(*B,)`.
-        residuals: `Residuals` (primal, dual, gap), each `(*B,)`, relative, of the float64 values
-            before they were rounded to the dtype of the arguments.
-        weakly_active: limits that are active with a multiplier of zero, where the derivative is
-            one-sided: bool `(*B, m + n)`, the rows of G and then the bounds.
-        polished: whether the values solve the linear KKT conditions of their active set, bool
-            `(*B,)`. Where not, they and the derivatives are those of an interior point, accurate
-            to `residuals` only.
-    """
-
-    z: Tensor
-    lam: Tensor
-    nu: Tensor
-    mu: Tensor
-    status: Tensor
-    iterations: Tensor
-    residuals: Residuals
-    weakly_active: Tensor
-    polished: Tensor
+__all__ = [
+    "LPGD",
+    "Certificate",
+    "InteriorPoint",
+    "QPSolution",
+    "QPStack",
+    "Residuals",
+    "Shifts",
+    "check_kkt",
+    "solve_qp",
+    "stack_qps",
+]
 
 
 def solve_qp(
@@ -66,8 +46,11 @@ def solve_qp(
     solver: InteriorPoint = InteriorPoint(),  # noqa: B008 (a frozen value)
     warm_start: QPSolution | None = None,
     order: int = 1,
-    degenerate: Literal["central", "active", "inactive"] = "central",
-    infeasible: Literal["report", "closest", "elastic"] = "report",
+    degenerate: Degenerate = "central",
+    infeasible: Infeasible = "report",
+    penalty: float | None = None,
+    smoothing: float | LPGD | None = None,
+    proximal: float = 0.0,
     on_failure: OnFailure = "warn",
 ) -> QPSolution:
     """The minimisers of a batch of convex QPs, with their multipliers, differentiable.
@@ -137,124 +120,12 @@ def solve_qp(
     Source: Amos & Kolter, "OptNet" (ICML 2017), eq. (3)-(8), for the layer and its derivative;
     `qp.interior_point`, `qp.kkt` and `qp.polish` name theirs.
     """
-    _check_options(warm_start, order, degenerate, infeasible, on_failure)
-    qp, batch = build(Q, p, G, h, A, b, lb, ub, h_lower)
-    dtype = _common_dtype(Q, p, G, h, A, b, lb, ub, h_lower)
-    if batch.numel() == 0:
-        return _empty(qp, batch, dtype)
-    valid = qp.valid()
-    qp = qp if bool(valid.all()) else qp.without_nonfinite()
-    found = _find(qp.map(Tensor.detach), valid, solver)
-    residual = found.point.error.view(batch)
-    report(found.status.view(batch), residual, on_failure, "solve_qp")
-    x = _differentiable(qp, found, valid, order, on_failure)
-    return _shaped(qp, x, found, batch, dtype)
-
-
-class _Found(NamedTuple):
-    """What the solver found, without gradients."""
-
-    setup: Setup
-    point: Point
-    status: Tensor
-    steps: Tensor
-
-
-@torch.no_grad()
-def _find(qp: QP, valid: Tensor, solver: InteriorPoint) -> _Found:
-    """The polished point of each sample, with the status that its residual deserves."""
-    setup = Setup.of(qp, solver)
-    found = solver.solve(qp, setup)
-    point = polished(qp, setup, found.value)
-    status = solver.judge(found.status, point.error)
-    status = torch.where(valid & qp.convex(), status, int(Status.INVALID_INPUT))
-    return _Found(setup, point, status, found.steps)
-
-
-def _differentiable(
-    qp: QP, found: _Found, valid: Tensor, order: int, on_failure: OnFailure
-) -> Blocks:
-    """(z, nu, y) re-attached to the graph of `qp`, failed samples treated as `on_failure` says."""
-    point, alive, loud = found.point, succeeded(found.status), on_failure == "nan"
-    z = torch.where(valid.unsqueeze(-1) | loud, point.z, torch.nan)
-    x = Blocks(z, point.nu, point.y)
-    if not qp.differentiated():
-        return Blocks(*(fill_failed(v, found.status, torch.nan) for v in x)) if loud else x
-    # Under "nan" the operator puts NaN in, and in the gradient too.
-    operator = KKTOperator.at(point, found.setup.scaling, alive, on_failure)
-    residual = kkt_residual(qp, found.setup.scaling, point)
-    return unpack(implicit_root(residual, pack(x), operator, order), qp)
-
-
-def _shaped(qp: QP, x: Blocks, found: _Found, batch: torch.Size, dtype: torch.dtype) -> QPSolution:
-    """The solution in the user's shapes and dtype."""
-    point, m, n = found.point, qp.m, qp.n
-    mu = x.y[:, m:] if qp.bounded else torch.zeros_like(x.z)
-    weak = point.weak if qp.bounded else torch.nn.functional.pad(point.weak, (0, n))
-
-    def shaped(v: Tensor) -> Tensor:
-        return v.to(dtype).view(*batch, v.shape[-1])
-
-    return QPSolution(
-        z=shaped(x.z),
-        lam=shaped(x.y[:, :m]),
-        nu=shaped(x.nu),
-        mu=shaped(mu),
-        status=found.status.view(batch),
-        iterations=found.steps.view(batch),
-        residuals=Residuals(*(r.view(batch) for r in point.residuals)),
-        weakly_active=weak.view(*batch, m + n),
-        polished=(point.polished & succeeded(found.status)).view(batch),
+    arguments = {
+        "Q": Q, "p": p, "G": G, "h": h, "A": A, "b": b, "lb": lb, "ub": ub, "h_lower": h_lower,
+    }  # fmt: skip
+    options = Options(
+        solver, order, degenerate, infeasible, penalty, smoothing, proximal, on_failure
     )
-
-
-def _empty(qp: QP, batch: torch.Size, dtype: torch.dtype) -> QPSolution:
-    """The solution of no problem at all, in the graph of the arguments like any other."""
-    anchor = sum((v.sum() for v in (qp.Q, qp.p, qp.G, qp.A, qp.b)), qp.p.new_zeros(()))
-    limits = (
-        torch.where(qp.lower.isfinite(), qp.lower, 0.0).sum()
-        + torch.where(qp.upper.isfinite(), qp.upper, 0.0).sum()
-    )
-
-    def values(size: int) -> Tensor:
-        return (qp.p.new_zeros(*batch, size) + anchor + limits).to(dtype)
-
-    status = torch.zeros(batch, dtype=torch.int64, device=qp.p.device)
-    return QPSolution(
-        z=values(qp.n),
-        lam=values(qp.m),
-        nu=values(qp.A.shape[-2]),
-        mu=values(qp.n),
-        status=status,
-        iterations=status,
-        residuals=Residuals(*(qp.p.new_zeros(batch) for _ in range(3))),
-        weakly_active=torch.zeros(*batch, qp.m + qp.n, dtype=torch.bool, device=qp.p.device),
-        polished=status == 0,
-    )
-
-
-def _check_options(
-    warm_start: object, order: int, degenerate: str, infeasible: str, on_failure: str
-) -> None:
-    check_on_failure(on_failure)
-    if not isinstance(order, int) or order < 1:
-        raise ValueError(f"order={order!r}: expected a positive integer")
-    if degenerate not in ("central", "active", "inactive"):
-        raise ValueError(f"degenerate={degenerate!r}: expected 'central', 'active' or 'inactive'")
-    if infeasible not in ("report", "closest", "elastic"):
-        raise ValueError(f"infeasible={infeasible!r}: expected 'report', 'closest' or 'elastic'")
-    later = {
-        "warm_start": warm_start is not None,
-        f"degenerate={degenerate!r}": degenerate != "central",
-        f"infeasible={infeasible!r}": infeasible != "report",
-    }
-    for name, asked in later.items():
-        if asked:
-            raise NotImplementedError(f"solve_qp: {name} is not supported yet; leave it out")
-
-
-def _common_dtype(*arguments: Tensor | float | None) -> torch.dtype:
-    """What the tensors with a dimension promote to; the default dtype if that is not real."""
-    dtypes = [a.dtype for a in arguments if isinstance(a, Tensor) and a.ndim]
-    dtype = reduce(torch.promote_types, dtypes)
-    return dtype if dtype.is_floating_point else torch.get_default_dtype()
+    if torch.compiler.is_compiling():
+        return solve_compiled(arguments, options, warm_start)
+    return solve_eager(arguments, options, warm_start)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .problem import QP
 
 Limit = Tensor | float | None
+# argument: the sizes of its dimensions
+SHAPES = {
+    "Q": ("n", "n"),
+    "p": ("n",),
+    "G": ("m", "n"),
+    "h": ("m",),
+    "A": ("e", "n"),
+    "b": ("e",),
+    "lb": ("n",),
+    "ub": ("n",),
+    "h_lower": ("m",),
+}
 
 
 def build(
@@ -20,8 +35,9 @@ def build(
     lb: Limit,
     ub: Limit,
     h_lower: Limit,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[QP, torch.Size]:
-    """Check the arguments of `solve_qp` and bring them to float64 and one batch dimension.
+    """Check the arguments of `solve_qp` and bring them to `dtype` and one batch dimension.
 
     Returns:
         The QP, attached to the graph of the arguments, and their common batch shape.
@@ -31,13 +47,14 @@ def build(
     """
     n = _unknowns(Q, p)
     m, e = _row_count("G", G, n), _row_count("A", A, n)
+    values = (Q, p, G, h, A, b, lb, ub, h_lower)
+    sizes = {"n": n, "m": m, "e": e}
     given = {
-        "Q": (Q, (n, n)), "p": (p, (n,)), "G": (G, (m, n)), "A": (A, (e, n)),
-        "h": (h, (m,)), "h_lower": (h_lower, (m,)), "b": (b, (e,)), "lb": (lb, (n,)),
-        "ub": (ub, (n,)),
-    }  # fmt: skip
+        name: (value, tuple(sizes[d] for d in SHAPES[name]))
+        for name, value in zip(SHAPES, values, strict=True)
+    }
     _check_partners(given)
-    like = p.double()
+    like = p.to(dtype)
     full = {k: _full(k, v, shape, like) for k, (v, shape) in given.items() if v is not None}
     try:
         batch = torch.broadcast_shapes(
@@ -50,10 +67,26 @@ def build(
             f"b, lb, ub) do not broadcast together: {shapes}"
         ) from None
     flat = {k: _flatten(v, len(given[k][1]), batch) for k, v in full.items()}
-    return _assemble(flat, n, m, e, batch.numel(), like), batch
+    return _assemble(flat, n, m, e, like), batch
 
 
-def _assemble(flat: dict[str, Tensor], n: int, m: int, e: int, batch: int, like: Tensor) -> QP:
+def complete(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of `solve_qp` by name, None where `problem` has none.
+
+    Raises:
+        ValueError: if `problem` is no mapping or has a key that is no argument.
+    """
+    if not isinstance(problem, Mapping):
+        raise ValueError(
+            f"a problem is a {type(problem).__name__}: expected a dict of arguments of solve_qp"
+        )
+    for name in problem:
+        if name not in SHAPES:
+            raise ValueError(f"{name!r} is no argument of a QP: expected one of {tuple(SHAPES)}")
+    return {name: problem.get(name) for name in SHAPES}
+
+
+def _assemble(flat: dict[str, Tensor], n: int, m: int, e: int, like: Tensor) -> QP:
     """Fill the absent blocks and stack the limits of the rows of C."""
 
     def get(name: str, shape: tuple[int, ...], value: float) -> Tensor:
@@ -74,7 +107,6 @@ def _assemble(flat: dict[str, Tensor], n: int, m: int, e: int, batch: int, like:
         lower=lower,
         upper=upper,
         bounded=bounded,
-        batch=batch,
     )
 
 
@@ -122,7 +154,7 @@ def _check_partners(given: dict[str, tuple[Limit, tuple[int, ...]]]) -> None:
 
 
 def _full(name: str, value: Tensor | float, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """`value` in float64 on the device of p, checked to end in `shape`; numbers fill it."""
+    """`value` as `like` in dtype and device, checked to end in `shape`; numbers fill it."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, int | float) or len(shape) == 2:
             raise ValueError(
@@ -143,7 +175,7 @@ def _full(name: str, value: Tensor | float, shape: tuple[int, ...], like: Tensor
             f"with n = {like.shape[-1]} unknowns from p of shape {tuple(like.shape)}, one row per "
             "limit, any batch dimensions *B"
         )
-    return value.double()
+    return value.to(like.dtype)
 
 
 def _dims(shape: tuple[int, ...]) -> str:

@@ -1,7 +1,7 @@
 """The reference engine: a batched primal-dual interior-point method in torch, on any device.
 
     1. Equilibrate the data (`scaling`).
-    2. Start on the central path of one least-squares-like solve.
+    2. Start on the central path of one least-squares-like solve (`start`).
     3. Measure the KKT residual of the unscaled problem; look for a certificate of infeasibility.
     4. Factorise the KKT matrix at the weights of the current slacks and multipliers (`kkt`).
     5. Predictor: the Newton step to complementarity zero.
@@ -11,13 +11,14 @@
 `newton` says how points and directions are stored.
 
 Source: Mehrotra, SIAM J. Optim. 2(4), 1992; Nocedal & Wright, Numerical Optimization (2nd ed.,
-2006), Alg. 16.4. Start: the retraction of PIQP 0.6 (Schwan et al., CDC 2023, and its sources).
+2006), Alg. 16.4.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from torch import Tensor
 from ..iterate import Measure, iterate
 from ..solution import Solution, Status, check_positive
 from .certificates import verdict
-from .kkt import Blocks, KKTFamily
+from .kkt import KKTFamily
 from .newton import (
     Iterate,
     Ray,
@@ -37,12 +38,13 @@ from .newton import (
     step_length,
     weights,
 )
-from .problem import QP, Products
+from .problem import QP, Products, Residuals, digits
 from .scaling import Scaling, equilibrate, unscale, unscale_products
 
 # Accuracy of the directions. The predictor only says how much to centre; what the corrector leaves,
 # the next step sees.
 PREDICTOR_RTOL, CORRECTOR_RTOL = 1e-4, 1e-10
+LOG = logging.getLogger("diffopt")
 
 
 class Setup(NamedTuple):
@@ -59,67 +61,113 @@ class Setup(NamedTuple):
         return cls(scaling, Sides.of(scaled), family)
 
 
+class Gauge(NamedTuple):
+    """The KKT residuals of a point in the user's units, which is what is promised, and in the
+    equilibrated ones, whose 1 in 1 + |...| means something."""
+
+    there: Residuals  # the user's units
+    here: Residuals
+    products: Products  # equilibrated
+
+    @classmethod
+    def at(cls, qp: QP, setup: Setup, x: Iterate, products: Products) -> Gauge:
+        """The residuals at x, whose products with the equilibrated data are known."""
+        scaled, scaling, y = setup.family.qp, setup.scaling, x.multipliers()
+        payment = (setup.sides.sign * setup.sides.limit * x.y).sum((1, 2))
+        here = scaled.residuals(x.z, x.nu, y, products, payment)
+        point = unscale(scaling, x.z, x.nu, y)
+        there = qp.residuals(
+            *point, unscale_products(scaling, products), payment / scaling.objective
+        )
+        return cls(there, here, products)
+
+    def error(self) -> Tensor:
+        """The worst of all, `(B,)`."""
+        return torch.maximum(self.there.worst(), self.here.worst())
+
+
 @dataclass(frozen=True)
 class InteriorPoint:
     """Settings of the interior-point method; the defaults are the documentation.
 
     Attributes:
         eps: absolute and relative tolerance on `Residuals`, primal, dual and gap.
+        eps_polish: residual at which the active set is tried for the first time (`polish`); a
+            sample for which it is not the right one goes on to `eps`.
         eps_reduced: a sample that stalls below this ends as `REDUCED_ACCURACY`.
         eps_infeasible: relative tolerance of a certificate of infeasibility.
-        max_steps: limit on the steps of a sample.
+        max_steps: limit on the steps of a sample, from each start.
         patience: a sample ends after this many steps without a smaller residual.
         regularization: rho = delta of `kkt`, in the equilibrated space.
         refinements: most steps of iterative refinement of a linear solve.
+        warm_mu: the product s y that a warm start begins with, in the equilibrated space.
+        verbose: log one line a step to the logger "diffopt", at level INFO.
+        dtype: in which all work is done, torch.float64 or, see `single`, torch.float32.
     """
 
     eps: float = 1e-8
+    eps_polish: float = 1e-5
     eps_reduced: float = 1e-5
     eps_infeasible: float = 1e-8
     max_steps: int = 100
     patience: int = 25
     regularization: float = 1e-9
     refinements: int = 6
+    warm_mu: float = 1e-3
+    verbose: bool = False
+    dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        check_positive(self, *(f.name for f in fields(self)))
+        numbers = (f.name for f in fields(self) if f.name not in ("verbose", "dtype"))
+        check_positive(self, *numbers)
+        if self.dtype not in (torch.float64, torch.float32):
+            raise ValueError(
+                f"InteriorPoint(dtype={self.dtype}): expected torch.float64 or torch.float32"
+            )
 
-    def solve(self, qp: QP, setup: Setup) -> Solution:
+    @classmethod
+    def single(cls, **changes: Any) -> InteriorPoint:
+        """Settings for a device without fast float64: all work, and the derivative, in float32.
+
+        Answers of well-conditioned problems are exact to about 1e-6, and `residuals` says what
+        was reached; digits are lost in proportion to the condition number of Q.
+
+        Args:
+            changes: attributes with other values.
+        """
+        settings = {
+            "dtype": torch.float32, "eps": 1e-4, "eps_polish": 1e-3, "eps_reduced": 1e-2,
+            "eps_infeasible": 1e-4, "regularization": 1e-4,
+        }  # fmt: skip
+        return cls(**{**settings, **changes})
+
+    def solve(self, qp: QP, setup: Setup, start: Iterate, eps: float) -> Solution:
         """The `Iterate` of smallest KKT residual of each sample, without gradients.
 
         Args:
-            qp: the problem in the user's units. The residual is measured in these, which is what
-                is promised, and in the equilibrated ones, whose 1 in 1 + |...| means something.
+            qp: the problem in the user's units.
             setup: what `Setup.of(qp, self)` prepared.
+            start: where to begin: `cold_start`, `warm_start`, or the end of an earlier solve.
+            eps: the tolerance.
 
         Returns:
-            `Solution` whose residual is the worst of `Residuals`.
+            `Solution` whose residual is that of `Gauge`; where a certificate of infeasibility was
+            found, the value is the iterate that holds it.
         """
-        scaled, scaling = setup.family.qp, setup.scaling
+        family, sides = setup.family, setup.sides
 
         def measure(x: Iterate) -> Measure:
-            y = x.multipliers()
-            found = scaled.products(x.z, x.nu, y)
-            point = unscale(scaling, x.z, x.nu, y)
-            payment = (setup.sides.sign * setup.sides.limit * x.y).sum((1, 2))
-            here = scaled.residuals(x.z, x.nu, y, found, payment).worst()
-            point, found_there = unscale(scaling, x.z, x.nu, y), unscale_products(scaling, found)
-            there = qp.residuals(*point, found_there, payment / scaling.objective).worst()
-            error = torch.maximum(here, there) / self.eps
-            ends = verdict(scaled, setup.sides, x, found, self.eps_infeasible)
-            return Measure(error, ends, found)
+            gauge = Gauge.at(qp, setup, x, family.qp.products(x.z, x.nu, x.multipliers()))
+            if self.verbose:
+                _log(gauge, mean_product(x, sides), eps)
+            ends = verdict(family.qp, sides, x, gauge.products, self.eps_infeasible)
+            return Measure(gauge.error() / eps, ends, gauge.products)
 
         def step(x: Iterate, found: Products) -> Iterate:
-            return self.step(setup.family, setup.sides, x, found)
+            return self.step(family, sides, x, found)
 
-        out = iterate(
-            measure,
-            step,
-            self.start(setup.family, setup.sides),
-            max_steps=self.max_steps,
-            patience=self.patience,
-        )
-        return replace(out, residual=out.residual * self.eps)
+        out = iterate(measure, step, start, max_steps=self.max_steps, patience=self.patience)
+        return replace(out, residual=out.residual * eps)
 
     def judge(self, status: Tensor, residual: Tensor) -> Tensor:
         """`status` after polishing brought the KKT residual to `residual`, both `(B,)`."""
@@ -130,55 +178,32 @@ class InteriorPoint:
         status = torch.where(usable, int(Status.REDUCED_ACCURACY), status)
         return torch.where(residual <= self.eps, int(Status.CONVERGED), status)
 
-    def start(self, family: KKTFamily, sides: Sides) -> Iterate:
-        """A point on the central path, from the solve with every weight one.
-
-        Minimising 1/2 z'Qz + p'z + 1/2 |violations|^2 over Az = b gives multipliers v = C z - u of
-        either sign, one a side. The retraction y = (v + sqrt(v^2 + 4 mu)) / 2, s = y - v has
-        s y = mu and s - y = -v: the point of the central path with the same primal residual.
-        """
-        qp = family.qp
-        count = sides.present.sum(1).to(qp.p.dtype)
-        t = torch.where(sides.fixed, 0.0, 1 / (1 + count)).expand(qp.batch, -1)
-        center = (sides.limit * sides.present).sum(1) * t + sides.limit[:, 0] * sides.fixed
-        r = Blocks(-qp.p, qp.b, center)
-        r = Blocks(*(v.expand(qp.batch, -1) for v in r))
-        x, _ = family.factorize(t).solve(r)
-        v = sides.sign * (qp.rows(x.z).unsqueeze(1) - sides.limit)
-        mu = _start_mu(v, sides.present)
-        root = (v * v + 4 * mu).sqrt()
-        # Of y and s = y - v, the smaller is mu over the larger: no cancellation.
-        y = torch.where(v > 0, (v + root) / 2, 2 * mu / (root - v))
-        s = torch.where(v > 0, 2 * mu / (root + v), (root - v) / 2)
-        s, y = torch.where(sides.present, s, 1.0), torch.where(sides.present, y, 0.0)
-        y[:, 0] = torch.where(sides.fixed, x.y, y[:, 0])
-        none = torch.zeros_like(x.z), torch.zeros_like(x.z), torch.zeros_like(x.nu)
-        return Iterate(x.z, x.nu, s, y, Ray(*none, torch.zeros_like(x.y)))
-
     def step(self, family: KKTFamily, sides: Sides, x: Iterate, found: Products) -> Iterate:
         """One predictor-corrector step; `found` are the products at x."""
         rest = residual(family.qp, sides, x, found)
         kkt = family.factorize(weights(sides, x))
         mu = mean_product(x, sides)
-        affine = newton(kkt, sides, x, rest, -x.s * x.y, PREDICTOR_RTOL)
+        affine = newton(kkt, sides, x, rest, -x.s * x.y, digits(PREDICTOR_RTOL, mu.dtype))
         reach = step_length(x, affine, sides).clamp(max=1.0)
         ahead = mean_product(advance(x, affine, reach, sides), sides)
         # How much of mu the affine step removes says how much centring the next one needs; the
         # cube (Mehrotra) makes sigma nearly 0 where it removes most, nearly 1 where little.
-        sigma = (ahead / mu.clamp(min=1e-300)).clamp(0, 1) ** 3
+        sigma = (ahead / mu.clamp(min=torch.finfo(mu.dtype).tiny)).clamp(0, 1) ** 3
         target = (sigma * mu)[:, None, None] - x.s * x.y - affine.ds * affine.dy
-        both = newton(kkt, sides, x, rest, target, CORRECTOR_RTOL)
+        both = newton(kkt, sides, x, rest, target, digits(CORRECTOR_RTOL, mu.dtype))
         # Close to the boundary at the start, closer once the central path is followed.
         fraction = torch.where(mu > 1e-4, 0.99, 0.999)
         length = (fraction * step_length(x, both, sides)).clamp(max=1.0)
         return advance(x, both, length, sides)._replace(last=Ray.of(x.z, found))
 
 
-def _start_mu(v: Tensor, present: Tensor) -> Tensor:
-    """The mean product after shifting s = -v and y = v to be nonnegative, `(B, 1, 1)`."""
-    v = torch.where(present, v, 0.0)
-    if v.shape[-1] == 0:
-        return v.new_ones(v.shape[0], 1, 1)
-    s_shift, y_shift = v.amax((1, 2), True).clamp(min=0), (-v).amax((1, 2), True).clamp(min=0)
-    products = torch.where(present, (s_shift - v) * (v + y_shift), 0.0)
-    return (products.sum((1, 2), True) / present.sum((1, 2), True).clamp(min=1)).clamp(min=1e-10)
+def _log(gauge: Gauge, mu: Tensor, eps: float) -> None:
+    """One line: the worst residuals of the batch in the user's units, and who is not done."""
+    if mu.numel() == 0:
+        return
+    worst = [float(r.amax()) for r in gauge.there]
+    running = int((gauge.error() > eps).sum())
+    LOG.info(
+        "primal %8.1e  dual %8.1e  gap %8.1e  mu %8.1e  unfinished %d of %d",
+        *worst, float(mu.amax()), running, mu.numel(),
+    )  # fmt: skip

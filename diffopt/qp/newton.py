@@ -55,7 +55,7 @@ class Sides(NamedTuple):
     limit: Tensor  # finite; 0 on absent sides
     present: Tensor  # bool: finite and not fixed
     fixed: Tensor  # bool: lower == upper
-    sign: Tensor  # (2, 1): +1, -1
+    sign: Tensor  # (1, 2, 1): +1, -1
     on: Tensor  # 1 where present, else 0: a product is several times faster than a where
     floor: Tensor  # the least y: tiny where present, none elsewhere
     total: Tensor  # (B|1,): number of sides present, at least 1
@@ -69,7 +69,7 @@ class Sides(NamedTuple):
         on = present.to(limit.dtype)
         floor = torch.where(present, TINY, -torch.inf)
         total = on.sum((1, 2)).clamp(min=1)
-        return cls(limit, present, fixed, limit.new_tensor([[1.0], [-1.0]]), on, floor, total)
+        return cls(limit, present, fixed, limit.new_tensor([[[1.0], [-1.0]]]), on, floor, total)
 
 
 class Newton(NamedTuple):

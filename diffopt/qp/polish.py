@@ -5,8 +5,8 @@ the KKT conditions are linear, with t = 0 on active and t = 1 on inactive rows (
 one solve with refinement leaves rounding only. Where the set was wrong, the signs say how: a row
 is active next if its multiplier plus its violation is positive (the primal-dual active set rule,
 Hintermueller, Ito & Kunisch, SIAM J. Optim. 13, 2003, Alg. 2.1). Nothing is believed: a sample's
-polished point is kept only if its KKT residual is smaller than that of the interior point, or
-both are rounding.
+polished point is kept only if its KKT residual is smaller than that of the point before, or both
+are rounding.
 
 The factor of the accepted set is what the derivative needs, so the backward pass factors nothing.
 """
@@ -18,84 +18,106 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..tree import put, take
 from .interior_point import Setup
 from .kkt import KKT, Blocks
 from .newton import Iterate, Sides, weights
-from .problem import QP, Residuals, matvec
+from .problem import QP, digits, matvec
 from .scaling import Scaling, unscale
 
 ROUNDS = 3  # guesses of the active set
 NEAR = 1e-4  # above this residual an interior point says nothing of the active set
-ROUNDING = 1e-12  # a residual below this is as good as any
-# A row is weakly active if its slack and its multiplier (equilibrated) are below this many times
-# the residual, within the bounds.
-WEAK, WEAK_BOUNDS = 1e4, (1e-11, 1e-7)
 
 
-class Point(NamedTuple):
-    """A solution in the user's units, and the linear system whose solution it is.
+def rounding(like: Tensor) -> float:
+    """A residual that is as good as any: 1e-12 in float64, 5e-6 in float32."""
+    return digits(1e-12, like.dtype)
+
+
+class Guess(NamedTuple):
+    """A point of the equilibrated problem with an opinion on which limits are active.
 
     Attributes:
-        z, nu, y: `(B, n)`, `(B, e)`, `(B, k)`.
-        t: activity of each row, `(B, k)`; 0 active, 1 inactive, between where weakly active.
+        x: (z, nu, y).
+        t: 0 active, 1 inactive, between at an interior point, `(B, k)`.
         at_upper: the side an active row is at, bool `(B, k)`.
-        weak: slack and multiplier both (nearly) zero, bool `(B, k)`.
-        residuals: of (z, nu, y), in the user's units.
-        error: the worst residual in both units, by which it is judged.
-        polished: whether the point is that of its active set, or still the interior point.
-        kkt: the system at t, factorised.
     """
 
-    z: Tensor
-    nu: Tensor
-    y: Tensor
+    x: Blocks
     t: Tensor
     at_upper: Tensor
-    weak: Tensor
-    residuals: Residuals
+
+    @classmethod
+    def of(cls, sides: Sides, x: Iterate) -> Guess:
+        """The guess of an interior point, with its own weights as t."""
+        ratio = torch.where(sides.present, x.y / x.s, 0.0)
+        at_upper = (ratio[:, 0] >= ratio[:, 1]) | sides.fixed
+        return cls(Blocks(x.z, x.nu, x.multipliers()), weights(sides, x), at_upper)
+
+    def limit(self, sides: Sides) -> Tensor:
+        """The limit of the side that each row is at, `(B, k)`; 0 for an absent one."""
+        return torch.where(self.at_upper, sides.limit[:, 0], sides.limit[:, 1])
+
+
+class Polished(NamedTuple):
+    """The best point known of each sample.
+
+    Attributes:
+        best: the point.
+        error: its KKT residual, the worst in the user's units and the equilibrated ones, `(B,)`.
+        done: whether it solves the linear conditions of its active set, bool `(B,)`.
+        guess: the next guess where not done.
+        kkt: the factorised system of the last guess: that of `best` where done.
+    """
+
+    best: Guess
     error: Tensor
-    polished: Tensor
+    done: Tensor
+    guess: Guess
     kkt: KKT
 
 
-class _Guess(NamedTuple):
-    x: Blocks  # equilibrated
-    t: Tensor
-    at_upper: Tensor
-
-
-def polished(qp: QP, setup: Setup, x: Iterate) -> Point:
-    """The point of the active set that `x` suggests, or `x` itself, sample by sample.
+def polish(qp: QP, setup: Setup, start: Guess, trust: bool = False) -> Polished:
+    """The point of the active set that `start` suggests, or `start` itself, sample by sample.
 
     Args:
         qp: the problem in the user's units, for the verdict.
-        setup: the equilibrated problem that `x` belongs to.
-        x: the interior point.
+        setup: the equilibrated problem that `start` belongs to.
+        start: usually the guess of an interior point.
+        trust: try samples whose residual is above `NEAR` too.
     """
-    sides, family = setup.sides, setup.family
-    central = weights(sides, x)
-    best, kkt = _interior(sides, x, central), None
-    best_error = _error(qp, setup, best)
-    guess = best._replace(t=torch.where(central < 0.5, 0.0, 1.0))
-    left, near = torch.ones_like(best_error, dtype=torch.bool), best_error < NEAR
-    for _ in range(ROUNDS):
-        kkt = family.factorize(guess.t)
-        solved = guess._replace(x=_solve(kkt, sides, guess, left & near))
-        trial = _clip(sides, solved)
-        error = _error(qp, setup, trial)
-        better = left & (error < best_error.clamp(min=ROUNDING))
-        best, best_error = _select(better, trial, best), torch.where(better, error, best_error)
-        left = left & ~better
-        if not bool(left.any()):
+    first = start._replace(t=torch.where(start.t < 0.5, 0.0, 1.0).to(start.t.dtype))
+    error = kkt_error(qp, setup, start)
+    near = digits(NEAR, error.dtype)
+    out = _round(qp, setup, start, error, first, trust)
+    for _ in range(ROUNDS - 1):
+        left = (~out.done & (trust | (out.error < near))).nonzero().flatten()
+        if not len(left):
             break
-        guess = _select(left, _next_guess(family.qp, sides, solved), guess)
-    return _finish(qp, setup, best, best_error, ~left, central, kkt)
+        held = take(out, left)
+        again = _round(take(qp, left), take(setup, left), held.best, held.error, held.guess, trust)
+        out = put(out, left, again)
+    return out
 
 
-def _interior(sides: Sides, x: Iterate, t: Tensor) -> _Guess:
-    ratio = torch.where(sides.present, x.y / x.s, 0.0)
-    at_upper = (ratio[:, 0] >= ratio[:, 1]) | sides.fixed
-    return _Guess(Blocks(x.z, x.nu, x.multipliers()), t, at_upper)
+def _round(
+    qp: QP, setup: Setup, best: Guess, best_error: Tensor, guess: Guess, trust: bool
+) -> Polished:
+    """One guess of the active set tried."""
+    sides, family = setup.sides, setup.family
+    kkt = family.factorize(guess.t)
+    wanted = best_error < (torch.inf if trust else digits(NEAR, best_error.dtype))
+    solved = guess._replace(x=_solve(kkt, sides, guess, wanted))
+    trial = _clip(sides, solved)
+    error = kkt_error(qp, setup, trial)
+    better = error < best_error.clamp(min=rounding(error))
+    return Polished(
+        _select(better, trial, best),
+        torch.where(better, error, best_error),
+        better,
+        _select(better, guess, _next_guess(family.qp, sides, solved)),
+        kkt,
+    )
 
 
 def active_conditions(qp: QP, x: Blocks, limit: Tensor, on: Tensor, off: Tensor) -> Blocks:
@@ -110,16 +132,15 @@ def active_conditions(qp: QP, x: Blocks, limit: Tensor, on: Tensor, off: Tensor)
     )
 
 
-def _solve(kkt: KKT, sides: Sides, guess: _Guess, wanted: Tensor) -> Blocks:
+def _solve(kkt: KKT, sides: Sides, guess: Guess, wanted: Tensor) -> Blocks:
     """The solution of the linear conditions, by one refined Newton step from guess.x."""
-    limit = torch.where(guess.at_upper, sides.limit[:, 0], sides.limit[:, 1])
-    rest = active_conditions(kkt.qp, guess.x, limit, 1 - guess.t, guess.t)
+    rest = active_conditions(kkt.qp, guess.x, guess.limit(sides), 1 - guess.t, guess.t)
     # Dependent rows leave rounding that no solve removes; where no effort is wanted, none is made.
-    atol = torch.where(wanted, ROUNDING / 10, torch.inf)
+    atol = torch.where(wanted, rounding(guess.t) / 10, torch.inf)
     return guess.x.minus(kkt.solve_hard(rest, atol=atol)[0])
 
 
-def _clip(sides: Sides, guess: _Guess) -> _Guess:
+def _clip(sides: Sides, guess: Guess) -> Guess:
     """Inactive multipliers zero, active ones of the sign of their side."""
     y = guess.x.y
     signed = torch.where(guess.at_upper, y.clamp(min=0), y.clamp(max=0))
@@ -127,17 +148,17 @@ def _clip(sides: Sides, guess: _Guess) -> _Guess:
     return guess._replace(x=guess.x._replace(y=y))
 
 
-def _next_guess(qp: QP, sides: Sides, guess: _Guess) -> _Guess:
+def _next_guess(qp: QP, sides: Sides, guess: Guess) -> Guess:
     """Active next is the side whose multiplier plus violation is positive."""
     Cz, y = qp.rows(guess.x.z), guess.x.y
     push = sides.sign * (y.unsqueeze(1) + Cz.unsqueeze(1) - sides.limit)
     push = torch.where(sides.present, push, -torch.inf)
     active = (push.amax(1) > 0) | sides.fixed
     at_upper = (push[:, 0] >= push[:, 1]) | sides.fixed
-    return _Guess(guess.x, torch.where(active, 0.0, 1.0), at_upper)
+    return Guess(guess.x, 1 - active.to(guess.t.dtype), at_upper)
 
 
-def _user_units(qp: QP, scaling: Scaling, guess: _Guess) -> tuple[Tensor, Tensor, Tensor]:
+def user_units(qp: QP, scaling: Scaling, guess: Guess) -> tuple[Tensor, Tensor, Tensor]:
     """(z, nu, y) unscaled; an unknown at an active bound is at it to the last bit."""
     z, nu, y = unscale(scaling, *guess.x)
     if qp.bounded:
@@ -148,41 +169,14 @@ def _user_units(qp: QP, scaling: Scaling, guess: _Guess) -> tuple[Tensor, Tensor
     return z, nu, y
 
 
-def _error(qp: QP, setup: Setup, guess: _Guess) -> Tensor:
-    """The worst KKT residual in both units, `(B)`; NaN counts as infinite."""
-    there = qp.residuals(*_user_units(qp, setup.scaling, guess)).worst()
+def kkt_error(qp: QP, setup: Setup, guess: Guess) -> Tensor:
+    """The worst KKT residual in both units, `(B,)`; NaN counts as infinite."""
+    there = qp.residuals(*user_units(qp, setup.scaling, guess)).worst()
     error = torch.maximum(there, setup.family.qp.residuals(*guess.x).worst())
     return torch.where(error.isnan(), torch.inf, error)
 
 
-def _select(mask: Tensor, new: _Guess, old: _Guess) -> _Guess:
+def _select(mask: Tensor, new: Guess, old: Guess) -> Guess:
     row = mask.unsqueeze(-1)
     t, at_upper = torch.where(row, new.t, old.t), torch.where(row, new.at_upper, old.at_upper)
-    return _Guess(new.x.where(mask, old.x), t, at_upper)
-
-
-def _finish(
-    qp: QP,
-    setup: Setup,
-    best: _Guess,
-    error: Tensor,
-    done: Tensor,
-    central: Tensor,
-    kkt: KKT | None,
-) -> Point:
-    """Weakly active rows get the weight of the central path; factor again only if t changed."""
-    weak = _weakly_active(setup, best, error)
-    t = torch.where(weak, central, best.t)
-    if kkt is None or not torch.equal(t, kkt.t):
-        kkt = setup.family.factorize(t)
-    z, nu, y = _user_units(qp, setup.scaling, best)
-    return Point(z, nu, y, t, best.at_upper, weak, qp.residuals(z, nu, y), error, done, kkt)
-
-
-def _weakly_active(setup: Setup, guess: _Guess, error: Tensor) -> Tensor:
-    """Rows at a limit with no multiplier, `(B, k)`: both zero as far as the accuracy shows."""
-    sides = setup.sides
-    zero = (WEAK * error).clamp(*WEAK_BOUNDS).unsqueeze(-1)
-    gap = (setup.family.qp.rows(guess.x.z).unsqueeze(1) - sides.limit).abs()
-    at_limit = (sides.present & (gap < zero.unsqueeze(1))).any(1)
-    return at_limit & (guess.x.y.abs() < zero)
+    return Guess(new.x.where(mask, old.x), t, at_upper)

@@ -7,17 +7,19 @@ the derivative of a QP needs: OptNet's outer products fall out of autograd on th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..operators import Operator
-from ..solution import OnFailure, Solution, Status
+from ..solution import OnFailure, Solution, Status, succeeded
+from .dependence import Dependence
 from .kkt import KKT, Blocks
-from .polish import Point, active_conditions
-from .problem import QP
-from .scaling import Scaling
+from .point import Point
+from .polish import active_conditions
+from .problem import QP, digits
+from .smooth import Center
 
 
 def pack(x: Blocks) -> Tensor:
@@ -32,7 +34,7 @@ def unpack(v: Tensor, qp: QP) -> Blocks:
     return Blocks(z, nu, y)
 
 
-def kkt_residual(qp: QP, scaling: Scaling, point: Point) -> Callable[[Tensor], Tensor]:
+def kkt_residual(qp: QP, point: Point) -> Callable[[Tensor], Tensor]:
     """F with F(z*, nu*, y*) = 0: `polish.active_conditions` in the user's unknowns.
 
     Its rows are scaled as those of the equilibrated problem, whose factor the operator uses. The
@@ -42,6 +44,7 @@ def kkt_residual(qp: QP, scaling: Scaling, point: Point) -> Callable[[Tensor], T
     Args:
         qp: the data, attached to the graph of the user's arguments.
     """
+    scaling = point.scaling
     limit = torch.where(point.at_upper, qp.upper, qp.lower)
     limit = torch.where(point.t < 1, limit, 0.0)  # an infinite one is inactive: keep 0 * inf out
     on, off = (1 - point.t) * scaling.rows, point.t / scaling.y
@@ -58,32 +61,52 @@ def kkt_residual(qp: QP, scaling: Scaling, point: Point) -> Callable[[Tensor], T
 class KKTOperator(Operator):
     """The Jacobian of `kkt_residual` through the factor that the solver left behind.
 
-    Failed samples (`alive` False) get a zero derivative, or NaN under ``on_failure="nan"``.
+    Where rows are dependent the Jacobian is singular, and its pseudo-inverse is applied: in the
+    user's units both the part (nu, y) of a vector and the rows of the same place of a residual
+    lose their component in the null space. Failed samples (`alive` False) get a zero derivative,
+    or NaN under ``on_failure="nan"``.
     """
 
     kkt: KKT
     columns: Tensor  # (B|1, n + e + k): unknowns of the user over those of the factor
+    rows: Tensor  # (B|1, e + k): rows of the residual over those in the user's units
+    free: Dependence
     alive: Tensor  # (B)
     on_failure: OnFailure = "warn"
     rtol: float = 1e-10
 
     @classmethod
-    def at(
-        cls, point: Point, scaling: Scaling, alive: Tensor, on_failure: OnFailure
-    ) -> KKTOperator:
+    def at(cls, point: Point, on_failure: OnFailure) -> KKTOperator:
         """The operator at a polished point."""
-        parts = (scaling.z, scaling.nu, scaling.y)
-        size = max(v.shape[0] for v in parts)
-        columns = torch.cat([v.expand(size, -1) for v in parts], -1)
-        return cls(point.kkt, columns, alive, on_failure)
+        scaling = point.scaling
+        columns = _side_by_side(scaling.z, scaling.nu, scaling.y)
+        on = torch.where(point.t < 1, (1 - point.t) * scaling.rows, 1.0)
+        rows = _side_by_side(scaling.equal, on)
+        alive = succeeded(point.status)
+        return cls(point.kkt, columns, rows, point.free, alive, on_failure)
+
+    @classmethod
+    def at_center(cls, point: Point, at: Center, on_failure: OnFailure) -> KKTOperator:
+        """The operator at the central-path point that belongs to a polished point."""
+        alive = succeeded(point.status) & (at.status == int(Status.CONVERGED))
+        plain = cls.at(point, on_failure)
+        free = Dependence(plain.free.basis[..., :0], plain.free.alive)
+        return replace(plain, kkt=at.kkt, free=free, alive=alive)
 
     def solve(self, v: Tensor) -> Solution:
-        x, error = self._masked_solve(v, transpose=False)
-        return self._solution(self.columns * x, error)
+        x, error = self._masked_solve(self._in_range(v, 1 / self.rows), transpose=False)
+        return self._solution(self._in_range(self.columns * x), error)
 
     def solve_transpose(self, v: Tensor) -> Solution:
-        x, error = self._masked_solve(self.columns * v, transpose=True)
-        return self._solution(x, error)
+        x, error = self._masked_solve(self.columns * self._in_range(v), transpose=True)
+        return self._solution(self._in_range(x, self.rows), error)
+
+    def _in_range(self, v: Tensor, unit: Tensor | None = None) -> Tensor:
+        """v with the component of ``unit * (nu, y)`` in the null space removed."""
+        z, y = v[..., : self.kkt.qp.n], v[..., self.kkt.qp.n :]
+        if unit is None:
+            return torch.cat([z, self.free.least_norm(y)], -1)
+        return torch.cat([z, self.free.least_norm(y * unit) / unit], -1)
 
     def _masked_solve(self, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
         alive = self.alive.unsqueeze(-1)
@@ -95,10 +118,16 @@ class KKTOperator(Operator):
         """The answer for a failed sample; NaN in the gradient only if its value was used."""
         if self.on_failure != "nan":
             return 0.0
-        used = (v != 0).any(-1, keepdim=True) if transpose else torch.ones_like(v[:, :1]).bool()
+        used = (v != 0).any(-1, keepdim=True) if transpose else torch.ones_like(v[..., :1]).bool()
         return torch.where(used, torch.nan, 0.0)
 
     def _solution(self, x: Tensor, error: Tensor) -> Solution:
-        ok = error <= self.rtol
+        ok = error <= digits(self.rtol, error.dtype)
         status = torch.where(ok, int(Status.CONVERGED), int(Status.NUMERICAL_FAILURE))
         return Solution(x, status, torch.ones_like(status), error)
+
+
+def _side_by_side(*parts: Tensor) -> Tensor:
+    """The parts `(B|1, ...)` as one vector a sample."""
+    size = max(v.shape[0] for v in parts)
+    return torch.cat([v.expand(size, -1) for v in parts], -1)

@@ -1,0 +1,119 @@
+"""What is chosen where the KKT conditions leave a choice: multipliers, and kinks of the solution.
+
+* Dependent active rows: of all valid multipliers the ones of least Euclidean norm.
+* A weakly active row, at its limit with a zero multiplier: the solution has a kink there, with a
+  derivative of its own on either side. "active" keeps the row, "inactive" drops it, "central"
+  gives it the weight y/s that it has in the limit of the central path, which lies between.
+
+All three are properties of the problem, not of the method that solved it: no choice depends on
+the units of a row or on the place of a row; "central" does not change if a row is repeated.
+
+The central path near a solution: with z = z* + sqrt(mu) d the slacks of the weak rows are of size
+sqrt(mu), so that d minimises 1/2 d'Qd - sum of log(s_i) with s_i = -sign_i C_i d over the weak
+rows, while the rows of A and the strictly active ones stay where they are. That is the point
+s y = 1 of a QP of its own, without p, b and limits.
+
+Source: the limit of the central path without strict complementarity, Monteiro & Tsuchiya,
+"Limiting behavior of the derivatives of certain trajectories associated with a monotone
+horizontal linear complementarity problem" (Math. Oper. Res. 21(4), 1996).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..iterate import Measure, iterate
+from .dependence import Dependence
+from .interior_point import InteriorPoint
+from .kkt import KKTFamily
+from .newton import Iterate, Ray, Sides, advance, newton, residual, step_length, weights
+from .problem import QP, Products, digits, largest
+from .reference import find
+
+
+def central_weights(family: KKTFamily, strict: Tensor, weak: Tensor, at_upper: Tensor) -> Tensor:
+    """t of the weak rows in the limit of the central path; 0 strict, 1 others, `(B, k)`.
+
+    Args:
+        family: of the equilibrated QP.
+        strict, weak: strictly and weakly active rows, bool `(B, k)`.
+        at_upper: the side that each is at.
+    """
+    inf = torch.full(strict.shape, torch.inf, dtype=family.qp.p.dtype, device=strict.device)
+    upper = torch.where(strict | (weak & at_upper), 0.0, inf)
+    lower = torch.where(strict | (weak & ~at_upper), 0.0, -inf)
+    qp = replace(
+        family.qp,
+        p=torch.zeros_like(family.qp.p),
+        b=torch.zeros_like(family.qp.b),
+        lower=lower,
+        upper=upper,
+    )
+    tangent, sides = replace(family, qp=qp), Sides.of(qp)
+    x = _center(tangent, sides)
+    return torch.where(strict, 0.0, torch.where(weak, weights(sides, x), 1.0))
+
+
+def _center(family: KKTFamily, sides: Sides) -> Iterate:
+    """The point with s y = 1, by damped Newton steps."""
+    qp = family.qp
+
+    def measure(x: Iterate) -> Measure:
+        found = qp.products(x.z, x.nu, x.multipliers())
+        rest = residual(qp, sides, x, found)
+        off = (x.s * x.y - 1) * sides.on
+        fixed = torch.where(sides.fixed, rest.fixed, 0.0)
+        size = 1 + largest(found.Qz)
+        error = largest(rest.dual, rest.primal, rest.sides.flatten(1), fixed) / size
+        return Measure(
+            torch.maximum(error, largest(off.flatten(1))) / digits(1e-10, error.dtype), None, found
+        )
+
+    def step(x: Iterate, found: Products) -> Iterate:
+        kkt = family.factorize(weights(sides, x))
+        d = newton(
+            kkt, sides, x, residual(qp, sides, x, found), 1 - x.s * x.y, digits(1e-12, x.z.dtype)
+        )
+        return advance(x, d, (0.9 * step_length(x, d, sides)).clamp(max=1.0), sides)
+
+    z, nu = qp.p.new_zeros(qp.batch, qp.n), qp.p.new_zeros(qp.batch, qp.A.shape[-2])
+    one = torch.ones_like(sides.on).expand(qp.batch, -1, -1)
+    start = Iterate(z, nu, one, sides.on.expand_as(one).clone(), Ray(z, z, nu, one[:, 0]))
+    return iterate(measure, step, start, max_steps=50, patience=20).value
+
+
+def least_norm(free: Dependence, y: Tensor, sign: Tensor) -> Tensor:
+    """The valid multipliers of least norm that differ from y = (nu, y) by N c, `(B, e + k)`.
+
+    Args:
+        free: the directions N.
+        y: valid multipliers.
+        sign: +1 or -1 where a multiplier has to have that sign, 0 where it may have any or is
+            zero, `(B, e + k)`.
+    """
+    out = free.least_norm(y)
+    wrong = ((out * sign < 0).any(-1)).nonzero().flatten()
+    if len(wrong) == 0:
+        return out
+    N, size = free.basis[wrong], out[wrong].abs().amax(-1, keepdim=True)
+    start, sign = out[wrong] / size, sign[wrong]
+    # min 1/2 |start + N c|^2, where N'start = 0, subject to sign (start + N c) >= 0.
+    d = N.shape[-1]
+    small = QP(
+        Q=torch.eye(d, dtype=y.dtype, device=y.device).expand(1, d, d),
+        p=y.new_zeros(len(wrong), d),
+        G=-sign.unsqueeze(-1) * N,
+        A=y.new_zeros(1, 0, d),
+        b=y.new_zeros(1, 0),
+        lower=torch.full_like(start, -torch.inf),
+        upper=torch.where(sign == 0, torch.inf, sign * start),
+        bounded=False,
+    )
+    found = find(small, InteriorPoint())
+    c = found.polished.best.x.z * found.setup.scaling.z
+    moved = start + (N @ c.unsqueeze(-1)).squeeze(-1)
+    moved = torch.where(moved * sign < 0, 0.0, moved)
+    return out.index_copy(0, wrong, size * moved)

@@ -1,0 +1,113 @@
+"""One differentiable solve of a batch with one flat batch dimension."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..implicit import implicit_root
+from ..solution import fill_failed, succeeded
+from ..tree import mapped
+from .certificates import Certificate
+from .engine import Job, Outcome
+from .kkt import Blocks
+from .lpgd import PerturbedSolve, lagrangian_residual, sided
+from .options import LPGD, Options
+from .polish import Guess
+from .problem import QP, Residuals
+from .root import KKTOperator, kkt_residual, pack, unpack
+from .smooth import central_residual
+
+
+class Facts(NamedTuple):
+    """What is known of each sample besides the answer, without a gradient.
+
+    Attributes:
+        status, steps, residuals, polished: as in `QPSolution`, `(B,)`.
+        error: the worst residual, in the units of the user and of the engine.
+        weak: weakly active limits, rows of G and then bounds, bool `(B, m + n)`.
+        certificate: proofs of infeasibility.
+    """
+
+    status: Tensor
+    steps: Tensor
+    residuals: Residuals
+    polished: Tensor
+    error: Tensor
+    weak: Tensor
+    certificate: Certificate
+
+    @classmethod
+    def of(cls, qp: QP, outcome: Outcome) -> Facts:
+        """What an engine found out about `qp`."""
+        point = outcome.point
+        weak = point.weak if qp.bounded else torch.nn.functional.pad(point.weak, (0, qp.n))
+        polished = point.polished & succeeded(point.status)
+        return cls(
+            point.status,
+            outcome.steps,
+            point.residuals,
+            polished,
+            point.error,
+            weak,
+            outcome.certificate,
+        )
+
+    def cut(self, n: int, m: int) -> Facts:
+        """The same of a QP that was solved with unknowns added behind its n."""
+        z, nu, lam_upper, lam_lower, mu_upper, mu_lower = self.certificate
+        proof = Certificate(z[:, :n], nu, lam_upper, lam_lower, mu_upper[:, :n], mu_lower[:, :n])
+        return self._replace(weak=self.weak[:, : m + n], certificate=proof)
+
+
+class Answer(NamedTuple):
+    """(z, nu, y) in the graph of the data, and what is known besides."""
+
+    x: Blocks
+    facts: Facts
+
+
+def solve(qp: QP, options: Options, warm: Guess | None = None) -> Answer:
+    """The answer for `qp`, whose data are attached to the graph of the user's arguments."""
+    kappa = options.kappa() if qp.differentiated() else None
+    job = Job(options.solver, options.degenerate, options.on_failure, kappa)
+    outcome = job.run(qp, warm)
+    qp = qp if job.finite else qp.without_nonfinite()
+    return Answer(_attached(qp, outcome, options), Facts.of(qp, outcome))
+
+
+def _attached(qp: QP, outcome: Outcome, options: Options) -> Blocks:
+    """(z, nu, y) re-attached to the graph of `qp`, failed samples treated as `on_failure` says."""
+    point, on_failure = outcome.point, options.on_failure
+    x = Blocks(point.z, point.nu, point.y)
+    if not qp.differentiated():
+        loud = on_failure == "nan"
+        nan = float("nan")
+        return Blocks(*(fill_failed(v, point.status, nan) for v in x)) if loud else x
+    if isinstance(options.smoothing, LPGD):
+        return _perturbed(qp, x, point.status, options, options.smoothing.tau)
+    if outcome.center is not None:
+        return _smoothed(qp, x, outcome, options)
+    operator = KKTOperator.at(point, on_failure)
+    return unpack(implicit_root(kkt_residual(qp, point), pack(x), operator, options.order), qp)
+
+
+def _smoothed(qp: QP, x: Blocks, outcome: Outcome, options: Options) -> Blocks:
+    """The exact values with the derivatives of the central-path point."""
+    at, kappa, point = outcome.center, options.kappa(), outcome.point
+    assert at is not None and kappa is not None
+    residual = central_residual(qp, point.scaling, at, kappa, unpack)
+    operator = KKTOperator.at_center(point, at, options.on_failure)
+    root = implicit_root(residual, pack(Blocks(at.z, at.nu, at.y)), operator, options.order)
+    return Blocks(*(v + (r - r.detach()) for v, r in zip(x, unpack(root, qp), strict=True)))
+
+
+def _perturbed(qp: QP, x: Blocks, status: Tensor, options: Options, tau: float) -> Blocks:
+    """The exact values with finite-perturbation gradients."""
+    at = sided(x)
+    detached: QP = mapped(qp, lambda v: v.detach())
+    operator = PerturbedSolve(detached, at, status, tau, options.solver, options.on_failure)
+    root = implicit_root(lagrangian_residual(qp, unpack), pack(at), operator)
+    return type(at)(*unpack(root, qp)).joined()

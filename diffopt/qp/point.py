@@ -1,0 +1,157 @@
+"""The point that is returned and differentiated: values, activity and the factorised system.
+
+It is made of the best point that an engine found, whichever engine it was: here the choices are
+made that the KKT conditions leave (see `degeneracy`), and the system is factorised at them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..solution import succeeded
+from ..tree import put, take
+from .degeneracy import central_weights, least_norm
+from .dependence import Dependence, dependence
+from .interior_point import Setup
+from .kkt import KKT
+from .options import Degenerate
+from .polish import Guess, kkt_error, rounding, user_units
+from .problem import QP, Residuals, digits
+from .reference import Found
+from .scaling import Scaling
+
+# A row is at its limit, and a multiplier zero, if the slack and the multiplier (equilibrated) are
+# below this many times the residual, within the bounds.
+WEAK, WEAK_BOUNDS = 1e4, (1e-11, 1e-7)
+
+
+class Point(NamedTuple):
+    """A solution in the user's units, and the linear system whose solution it is.
+
+    Attributes:
+        z, nu, y: `(B, n)`, `(B, e)`, `(B, k)`.
+        t: activity of each row, `(B, k)`; 0 active, 1 inactive, between where weakly active.
+        at_upper: the side an active row is at, bool `(B, k)`.
+        weak: at a limit, with a multiplier of zero, bool `(B, k)`.
+        residuals: of (z, nu, y), in the user's units.
+        error: the worst residual in both units, by which it is judged.
+        polished: whether the point is that of its active set, or still an interior point.
+        status: `Status` codes, `(B,)`.
+        scaling: the units of `kkt`.
+        kkt: the equilibrated system at t, factorised.
+        free: the directions in which the multipliers are not unique.
+    """
+
+    z: Tensor
+    nu: Tensor
+    y: Tensor
+    t: Tensor
+    at_upper: Tensor
+    weak: Tensor
+    residuals: Residuals
+    error: Tensor
+    polished: Tensor
+    status: Tensor
+    scaling: Scaling
+    kkt: KKT
+    free: Dependence
+
+
+def settle(qp: QP, found: Found, degenerate: Degenerate = "central") -> Point:
+    """The point of `found`, with what is not unique settled.
+
+    Args:
+        qp: the data, finite, in the user's units, without gradients.
+        found: the outcome of an engine.
+        degenerate: what a weakly active row counts as in the derivative.
+    """
+    setup, best, error = found.setup, found.polished.best, found.polished.error
+    ok = (succeeded(found.status) & found.polished.done).unsqueeze(-1)
+    bounds = (digits(v, error.dtype) for v in WEAK_BOUNDS)
+    zero = (WEAK * error).clamp(*bounds).unsqueeze(-1)
+    at_limit = ok & _at_limit(setup, best, zero)
+    free = dependence(qp, at_limit)
+    best, error = _least_norm(qp, setup, best, error, free, at_limit)
+    weak = at_limit & ~setup.sides.fixed & (best.x.y.abs() < zero)
+    t = _activity(qp, setup, best, at_limit, weak, degenerate)
+    changed = not torch.equal((t == 0) & ok, at_limit)
+    free = dependence(qp, (t == 0) & ok) if free.basis.shape[-1] and changed else free
+    z, nu, y = user_units(qp, setup.scaling, best)
+    return Point(
+        z=z,
+        nu=nu,
+        y=y,
+        t=t,
+        at_upper=best.at_upper,
+        weak=weak,
+        residuals=qp.residuals(z, nu, y),
+        error=error,
+        polished=found.polished.done,
+        status=found.status,
+        scaling=setup.scaling,
+        kkt=_factorised(setup, found.polished.kkt, t),
+        free=free,
+    )
+
+
+def _at_limit(setup: Setup, guess: Guess, zero: Tensor) -> Tensor:
+    """Rows at a limit, `(B, k)`, whatever their multiplier; a row of zeros is at none."""
+    sides, qp = setup.sides, setup.family.qp
+    gap = (qp.rows(guess.x.z).unsqueeze(1) - sides.limit).abs()
+    near = (sides.present & (gap < zero.unsqueeze(1))).any(1)
+    nonzero = (qp.G != 0).any(-1)
+    if qp.bounded:
+        nonzero = torch.cat([nonzero, nonzero.new_ones(len(nonzero), qp.n)], -1)
+    return (near | (guess.t == 0)) & nonzero
+
+
+def _least_norm(
+    qp: QP, setup: Setup, guess: Guess, error: Tensor, free: Dependence, active: Tensor
+) -> tuple[Guess, Tensor]:
+    """The guess with the multipliers of least norm, where these are as good."""
+    some = (free.basis != 0).any(-1).any(-1).nonzero().flatten()
+    if len(some) == 0:
+        return guess, error
+    qp, setup, free, old = (take(v, some) for v in (qp, setup, free, guess))
+    bound = (active[some] & ~setup.sides.fixed).to(error.dtype)
+    sign = torch.where(old.at_upper, bound, -bound)
+    sign = torch.cat([torch.zeros_like(old.x.nu), sign], -1)
+    unit = torch.cat([v.expand(len(some), -1) for v in (setup.scaling.nu, setup.scaling.y)], -1)
+    y = least_norm(free, unit * torch.cat([old.x.nu, old.x.y], -1), sign) / unit
+    nu, y = y.split([old.x.nu.shape[-1], old.x.y.shape[-1]], -1)
+    new = old._replace(x=old.x._replace(nu=nu, y=y))
+    after = kkt_error(qp, setup, new)
+    good = after <= torch.maximum(10 * error[some], torch.full_like(after, rounding(after)))
+    index = some[good]
+    new, after = take(new, good.nonzero().flatten()), after[good]
+    return put(guess, index, new), error.index_copy(0, index, after)
+
+
+def _activity(
+    qp: QP, setup: Setup, guess: Guess, at_limit: Tensor, weak: Tensor, degenerate: Degenerate
+) -> Tensor:
+    """t with the weak rows as `degenerate` says."""
+    t = torch.where(at_limit & ~weak, 0.0, guess.t)
+    if qp.m:  # a row of zeros binds nothing
+        zero = (setup.family.qp.G == 0).all(-1)
+        t[:, : qp.m] = torch.where(zero, 1.0, t[:, : qp.m])
+    if degenerate != "central":
+        return torch.where(weak, 0.0 if degenerate == "active" else 1.0, t)
+    some = weak.any(-1).nonzero().flatten()
+    if len(some) == 0:
+        return t
+    family, at_upper = take(setup.family, some), guess.at_upper[some]
+    strict = (t[some] == 0) & ~weak[some]
+    return t.index_copy(0, some, central_weights(family, strict, weak[some], at_upper))
+
+
+def _factorised(setup: Setup, kkt: KKT, t: Tensor) -> KKT:
+    """The system at t: that of `kkt` where it is at t already."""
+    other = (t != kkt.t).any(-1).nonzero().flatten()
+    if len(other) == 0:
+        return kkt
+    again: KKT = put(kkt, other, take(setup.family, other).factorize(t[other]))
+    return again
