@@ -59,6 +59,7 @@ def random_qp(
     batch: tuple[int, ...] = (),
     rank: int | None = None,
     condition: float = 10.0,
+    diagonal: bool = False,
     two_sided: bool = False,
     bounds: bool = False,
     active: int | None = None,
@@ -76,6 +77,7 @@ def random_qp(
         rank: rank of Q, by default n. An active set of at least n - rank - e rows is needed for
             the solution to be unique; 0 gives a linear program with Q = None.
         condition: ratio of the largest eigenvalue of Q, 1, to the smallest nonzero one.
+        diagonal: make Q diagonal, its eigenvalues in random order.
         two_sided: give G lower limits too; about half of the active rows are at the lower one.
         bounds: give every unknown a lower bound, an upper bound, both or none, at random.
         active: number of active limits, by default half of what e, m, n allow, and never fewer
@@ -89,7 +91,7 @@ def random_qp(
     draw = _Draw(seed, batch, shared)
     rank = n if rank is None else rank
     active = _active_count(n, m, e, rank, bounds, active)
-    Q = draw.spectrum(n, rank, condition) if rank else None
+    Q = draw.spectrum(n, rank, condition, diagonal) if rank else None
     G, A = draw.rows("G", m, n), draw.rows("A", e, n)
     z, nu = draw.normal(n), draw.normal(e)
     k = m + (n if bounds else 0)
@@ -243,9 +245,13 @@ class _Draw:
         """`(*B, count, n)` with rows of length about one."""
         return self.normal(count, n, name=name) / n**0.5
 
-    def spectrum(self, n: int, rank: int, condition: float) -> Tensor:
+    def spectrum(self, n: int, rank: int, condition: float, diagonal: bool = False) -> Tensor:
         """A symmetric matrix with `rank` eigenvalues from 1 down to 1/condition, the rest zero."""
-        basis = torch.linalg.qr(self.normal(n, n, name="Q"))[0][..., :rank]
+        draw = self.normal(n, n, name="Q")
+        # The vectors of a diagonal matrix are those of the identity, in the order of random keys.
+        order = draw[..., 0].argsort(-1).unsqueeze(-1)
+        axes = (order == torch.arange(n)).to(draw.dtype)
+        basis = (axes if diagonal else torch.linalg.qr(draw)[0])[..., :rank]
         values = torch.logspace(0, -1, rank, base=condition, dtype=torch.float64)
         Q = (basis * values) @ basis.mT
         return (Q + Q.mT) / 2

@@ -26,6 +26,16 @@ def test_condition_and_rank_are_as_asked():
     assert values[-1] / values[5] == pytest.approx(1e5, rel=1e-6)
 
 
+@pytest.mark.parametrize("shared", [(), ("Q",)])
+def test_a_diagonal_Q_has_the_eigenvalues_asked_for_in_random_order(shared):
+    Q = random_qp(6, rank=4, active=2, bounds=True, batch=(3,), diagonal=True, shared=shared).Q
+    values = Q.diagonal(dim1=-2, dim2=-1)
+    assert Q.shape == ((6, 6) if shared else (3, 6, 6)) and torch.equal(Q, torch.diag_embed(values))
+    expected = torch.tensor([0.0, 0.0, 0.1, 0.1 ** (2 / 3), 0.1 ** (1 / 3), 1.0]).double()
+    torch.testing.assert_close(values.sort(-1)[0], expected.expand_as(values))
+    assert shared or not torch.equal(values[0], values[1])
+
+
 def test_the_vertex_of_a_linear_program_is_nondegenerate():
     lp = random_lp(6, 15, 2)
     active = (lp.G @ lp.z - lp.h).abs() < 1e-12
