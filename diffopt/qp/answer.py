@@ -19,7 +19,7 @@ from .relaxed import Shifts
 
 @dataclass(frozen=True)
 class QPSolution:
-    """The solution of a batch of QPs. z, lam, nu, mu and shifts are differentiable, the others never.
+    """The solution of a batch of QPs; z, lam, nu, mu and shifts are differentiable.
 
     Attributes:
         z: the minimiser, `(*B, n)`.

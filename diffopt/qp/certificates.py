@@ -81,7 +81,8 @@ def verdict(qp: QP, sides: Sides, x: Iterate, products: Products, tolerance: flo
     # The iterates of an unbounded problem approach z_0 + growing multiples of a ray, so the ray is
     # in their change, free of z_0; at the first step the change is from zero: z itself.
     change = Ray(*(a - b for a, b in zip(Ray.of(x.z, products), x.last, strict=True)))
-    ray = _is_ray(qp, change, tolerance)
+    noise = torch.finfo(x.z.dtype).eps * largest(products.Qz, products.Az, products.Cz)
+    ray = _is_ray(qp, change, noise, tolerance)
     farkas = _is_farkas(qp, sides, x, products, tolerance)
     out = torch.where(ray, int(Status.DUAL_INFEASIBLE), out)
     return torch.where(farkas, int(Status.PRIMAL_INFEASIBLE), out)
@@ -95,9 +96,10 @@ def _is_farkas(qp: QP, sides: Sides, x: Iterate, products: Products, tolerance: 
     return (value < 0) & (combination <= tolerance * torch.minimum(-value, size))
 
 
-def _is_ray(qp: QP, d: Ray, tolerance: float) -> Tensor:
+def _is_ray(qp: QP, d: Ray, noise: Tensor, tolerance: float) -> Tensor:
+    """`noise` is the rounding error of the products, of which d holds differences."""
     slope = (qp.p * d.z).sum(-1)
     above = torch.where(qp.upper.isfinite(), d.Cz, 0.0).clamp(min=0)
     below = torch.where(qp.lower.isfinite(), -d.Cz, 0.0).clamp(min=0)
-    moved = largest(d.Qz, d.Az, above, below)
+    moved = largest(d.Qz, d.Az, above, below) + 10 * noise
     return (slope < 0) & (moved <= tolerance * torch.minimum(-slope, largest(d.z)))

@@ -59,7 +59,27 @@ def shifted(a: dict[str, Tensor], sol) -> dict[str, Tensor]:
     return a | moved | ({"b": a["b"] + sol.shifts.A.detach()} if "b" in a else {})
 
 
-def mixed(key: str = "h") -> dict[str, Tensor]:
+def errors_of_gradients(name: str, generator, **options) -> dict[str, float]:
+    """For z and the shifts, along a direction of all matrices, and one of all vectors, at once."""
+    a = {k: v[:2] if len(v) == len(PROBLEMS[name]["p"]) else v for k, v in PROBLEMS[name].items()}
+    ways = {
+        k: torch.randn(v.shape, generator=generator, dtype=DOUBLE) * v[v.isfinite()].abs().max()
+        for k, v in a.items()
+    }
+
+    def outputs(steps: dict):
+        moved = {
+            k: v + steps["matrices" if k in ("Q", "G", "A") else "vectors"] * ways[k]
+            for k, v in a.items()
+        }
+        sol = solve_qp(**moved, **options)
+        return sol.z, *sol.shifts
+
+    zero = torch.zeros(1, dtype=DOUBLE)
+    return checks.directional_errors(outputs, {"matrices": zero, "vectors": zero}, generator)
+
+
+def mixed() -> dict[str, Tensor]:
     """Samples 1 and 4 of six contradict themselves."""
     a = cases.arguments(random_qp(6, 8, 2, two_sided=True, batch=(6,), seed=6))
     a["G"][:, 1], a["h_lower"][:, 1] = -a["G"][:, 0], -torch.inf
@@ -123,11 +143,7 @@ class TestClosest:
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradients_of_the_closest_problem(name, generator):
-    def outputs(values: dict):
-        sol = solve_qp(**values, infeasible="closest")
-        return sol.z, *sol.shifts
-
-    errors = checks.directional_errors(outputs, PROBLEMS[name], generator)
+    errors = errors_of_gradients(name, generator, infeasible="closest")
     assert max(errors.values()) <= 1e-6, errors
 
 
@@ -232,21 +248,14 @@ class TestElastic:
     def test_multipliers_are_bounded_by_the_penalty(self, name):
         sol = elastic(name)
         assert (sol.status == Status.CONVERGED).all()
-        assert max(sol.lam.abs().max(), *sol.nu.abs().flatten(), 0.0) <= 3.0 + 1e-10
-        for y, shift in ((sol.lam, sol.shifts.G), (sol.nu, sol.shifts.A)):  # paid in full
-            assert (
-                torch.where(shift.abs() > 1e-9, y - 3.0 * shift.sign(), 0.0).abs().max() <= 1e-9
-                if y.numel()
-                else True
-            )
+        assert torch.cat([sol.lam, sol.nu], -1).abs().max() <= 3.0 + 1e-10
+        for y, shift in ((sol.lam, sol.shifts.G), (sol.nu, sol.shifts.A)):
+            unpaid = torch.where(shift.abs() > 1e-9, y - 3.0 * shift.sign(), 0.0)
+            assert (unpaid.abs() <= 1e-9).all()
         assert (sol.shifts.G.abs().sum(-1) + sol.shifts.A.abs().sum(-1) > 1e-3).all()
 
     def test_gradients(self, name, generator):
-        def outputs(values: dict):
-            sol = solve_qp(**values, infeasible="elastic", penalty=3.0)
-            return sol.z, *sol.shifts
-
-        errors = checks.directional_errors(outputs, PROBLEMS[name], generator)
+        errors = errors_of_gradients(name, generator, infeasible="elastic", penalty=3.0)
         assert max(errors.values()) <= 1e-6, errors
 
 
@@ -297,3 +306,9 @@ def test_an_infeasible_linear_program():
     sol = solve_qp(None, lp.p, G, h, lb=-1.0, ub=1.0, infeasible="closest")
     assert (sol.status == Status.CONVERGED).all()
     torch.testing.assert_close(sol.shifts.G, torch.full((1, 2), 0.5, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), "high"])
+def test_bad_penalties_are_named(bad):
+    with pytest.raises(ValueError, match="penalty="):
+        solve_qp(**cases.QPS["box"].arguments(), infeasible="elastic", penalty=bad)

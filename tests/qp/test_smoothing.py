@@ -249,14 +249,14 @@ def test_gradient_descent_through_a_linear_program():
     G, h = lp.block("G"), lp.block("h")
     generator = torch.Generator().manual_seed(3)
     target = solve_qp(None, -G.mT @ torch.rand(12, generator=generator, dtype=DOUBLE), G, h).z
-    for smoothing, reaches in ((LPGD(1.0), True), (None, False)):
+    for smoothing, reaches in ((LPGD(30.0), True), (None, False)):
         p = lp.p.clone().requires_grad_()
-        for _ in range(60):
+        for _ in range(15):
             z = solve_qp(None, p, G, h, smoothing=smoothing).z
             (grad,) = torch.autograd.grad((z - target).square().sum() / 2, p)
-            p = (p - 0.3 * grad).detach().requires_grad_()
+            p = (p - 3.0 * grad).detach().requires_grad_()
         assert bool((z - target).norm() <= 1e-9) is reaches
-        assert torch.equal(p, lp.p) is not reaches
+        assert bool((p - lp.p).norm() > 1e-9) is reaches
 
 
 def test_what_lpgd_does_not_define_raises():

@@ -7,6 +7,7 @@ import torch
 
 from diffopt import QPSolution, Status, solve_qp
 from diffopt.qp.stack import FIELDS, QPStack, stack_qps
+from diffopt.tree import tensors
 from problems.random_qp import infeasible_qp, random_lp, random_qp
 
 from .. import cases
@@ -78,16 +79,18 @@ def test_a_stack_holds_Q_and_the_blocks_that_some_problem_has(name):
     assert all(len(v) == len(problems) and not v.isnan().any() for v in stack.values())
 
 
+@pytest.mark.parametrize("infeasible", ["report", "closest"])
 @pytest.mark.parametrize("name", STACKS)
-def test_every_field_has_the_shape_of_a_single_solve(name):
+def test_every_field_has_the_shape_of_a_single_solve(name, infeasible):
     problems = [cases.arguments(instance) for instance in STACKS[name]]
     stack = stack_qps(problems)
-    for ours, a in zip(stack.unstack(solve_qp(**stack)), problems, strict=True):
-        truth = solve_qp(**{"Q": None} | a)
+    together = stack.unstack(solve_qp(**stack, infeasible=infeasible))
+    for ours, a in zip(together, problems, strict=True):
+        truth = solve_qp(**{"Q": None} | a, infeasible=infeasible)
         for key in FIELDS:
             one, other = getattr(ours, key), getattr(truth, key)
             assert type(one) is type(other)
-            pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
+            pairs = zip(tensors(one), tensors(other), strict=True)
             assert all(v.shape == w.shape and v.dtype == w.dtype for v, w in pairs)
 
 
