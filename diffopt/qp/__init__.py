@@ -73,11 +73,21 @@ def solve_qp(
         h_lower: `(*B, m)` or a number; -inf switches a lower limit off, h_lower == h makes the
             row an equality.
         solver: the method and its settings.
-        warm_start: not supported yet.
+        warm_start: the `QPSolution` of a similar problem of the same shapes, whose active set is
+            tried first; a sample that failed there, or is far off, loses nothing.
         order: how many derivatives are exact; one more raises.
-        degenerate: the derivative where a limit is active with a zero multiplier; "central" (the
-            weight of the central path, between the two one-sided derivatives) for now.
-        infeasible: "report" (a status) for now.
+        degenerate: what a weakly active limit (active with a multiplier of zero, where the
+            solution has a kink) counts as in the derivative: "central" (its weight in the limit
+            of the central path, between the one-sided derivatives), "active" or "inactive".
+        infeasible: what to do where no point is feasible: "report" (a status), "closest" (shift
+            the rows of G and A by the least Euclidean norm) or "elastic" (let them be violated at
+            `penalty` a unit). Bounds always hold. See `Shifts`.
+        penalty: of "elastic", positive; default 1000.
+        smoothing: None for the exact derivative; a positive number kappa for that of the point of
+            the central path with products s y = kappa, in units of the objective; `LPGD(tau)` for
+            finite-perturbation gradients. The value is exact in each case.
+        proximal: weight >= 0 of |z|^2 / 2, added to the objective: where solutions are not unique
+            a small one picks the one of least norm.
         on_failure: for a sample that has no solution, or was not solved: "warn" (best iterate,
             zero gradient, one warning that names the samples; NaN for a sample whose data are not
             finite), "raise", "nan" (NaN in the value, and in the gradient if the value was used),
@@ -93,14 +103,14 @@ def solve_qp(
 
     Raises:
         ValueError: if shapes, devices, or the presence of arguments do not fit, naming them.
-        NotImplementedError: for the options above that are said to be for later.
         ConvergenceError: under ``on_failure="raise"``, if a sample failed.
 
-    Where the answer is not unique: dependent active rows leave a choice of multipliers, and of
-    gradients of the rows, and the ones returned are nearest to the interior point's in the
-    equilibrated problem (finite, but not the least in norm). Of a row with h_lower == h, or an
-    unknown with lb == ub, h and ub get the whole gradient. Where z itself is not unique, its
-    derivative does not exist, which the linear solve reports as a failure.
+    Where the answer is not unique: dependent active rows leave a choice of multipliers, and the
+    valid ones of least Euclidean norm are returned, with derivatives by the pseudo-inverse. Of a
+    row with h_lower == h, or an unknown with lb == ub, h and ub get the whole gradient. Where z
+    itself is not unique, its derivative does not exist, which the linear solve reports as a
+    failure; `proximal` makes it unique. At a vertex of a linear program the gradient in p is zero,
+    and rightly so; `smoothing` gives one to learn from.
 
     Accuracy: `residuals` of 1e-8 at most where the status is CONVERGED, 1e-12 typically. Where
     `polished`, the derivatives are exact for the active set, up to the condition number times a
@@ -118,7 +128,7 @@ def solve_qp(
         tensor([ 0.5000, -0.5000])
 
     Source: Amos & Kolter, "OptNet" (ICML 2017), eq. (3)-(8), for the layer and its derivative;
-    `qp.interior_point`, `qp.kkt` and `qp.polish` name theirs.
+    the files of `diffopt.qp` name theirs.
     """
     arguments = {
         "Q": Q, "p": p, "G": G, "h": h, "A": A, "b": b, "lb": lb, "ub": ub, "h_lower": h_lower,

@@ -5,15 +5,15 @@
   derivative of its own on either side. "active" keeps the row, "inactive" drops it, "central"
   gives it the weight y/s that it has in the limit of the central path, which lies between.
 
-All three are properties of the problem, not of the method that solved it: no choice depends on
-the units of a row or on the place of a row; "central" does not change if a row is repeated.
+All are properties of the problem, not of the method that solved it. None depends on the place of a
+row; "central" does not depend on its units either, nor change if a row is repeated.
 
 The central path near a solution: with z = z* + sqrt(mu) d the slacks of the weak rows are of size
 sqrt(mu), so that d minimises 1/2 d'Qd - sum of log(s_i) with s_i = -sign_i C_i d over the weak
 rows, while the rows of A and the strictly active ones stay where they are. That is the point
 s y = 1 of a QP of its own, without p, b and limits.
 
-Source: the limit of the central path without strict complementarity, Monteiro & Tsuchiya,
+Source: that the path arrives along one well-defined direction, Monteiro & Tsuchiya,
 "Limiting behavior of the derivatives of certain trajectories associated with a monotone
 horizontal linear complementarity problem" (Math. Oper. Res. 21(4), 1996).
 """

@@ -12,8 +12,8 @@ decides what the plain method leaves undecided, with the same factor and one mor
 a step. Its end game is weaker than the plain method's, which is why it comes second.
 
 Source: Andersen & Ye, "On a homogeneous algorithm for the monotone complementarity problem"
-(Math. Prog. 84, 1999), eq. (HMCP); the elimination of tau as in Goulart & Chen, "Clarabel"
-(arXiv 2405.12762), sec. 4.
+(Math. Prog. 84, 1999), here for quadratic objectives as Goulart & Chen, "Clarabel: An
+interior-point solver for conic programs with quadratic objectives" (arXiv 2405.12762, 2024).
 """
 
 from __future__ import annotations

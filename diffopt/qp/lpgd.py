@@ -12,7 +12,7 @@ lb, ub this is the gradient of the Lagrangian at x_tau less that at x*, over tau
 it is the same to first order in x_tau - x*.
 
 Source: Paulus, Martius & Musil, "LPGD: A general framework for backpropagation through embedded
-optimization layers" (ICML 2024, arXiv 2407.05920), the lower proximal map of sec. 4 with rho = 0.
+optimization layers" (ICML 2024, arXiv 2407.05920): its lower proximal map, unaugmented.
 """
 
 from __future__ import annotations

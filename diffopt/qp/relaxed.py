@@ -11,9 +11,10 @@
 A sample that has a solution (and, for "elastic", small multipliers) is left as it is, with shifts
 of zero, whose derivative is zero.
 
-Source: Bambade, Schramm, Taylor & Carpentier, "Leveraging augmented-Lagrangian techniques for
-differentiating over infeasible quadratic programs in machine learning" (ICLR 2024), eq. (6)-(7),
-for the closest feasible QP; Nocedal & Wright, Numerical Optimization (2nd ed., 2006), sec. 17.2,
+Source: Chiche & Gilbert, "How the augmented Lagrangian algorithm can deal with an infeasible convex
+quadratic optimization problem" (J. Convex Anal. 23, 2016), for the closest feasible QP; as a layer:
+Bambade, Schramm, Taylor & Carpentier, "Leveraging augmented-Lagrangian techniques for
+differentiating over infeasible quadratic programs in machine learning" (ICLR 2024); Nocedal & Wright, Numerical Optimization (2nd ed., 2006), sec. 17.2,
 for the exact penalty.
 """
 

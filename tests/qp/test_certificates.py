@@ -170,6 +170,19 @@ def test_solved_infeasible_and_unbounded_samples_in_one_batch():
         torch.testing.assert_close(ours, getattr(alone, key), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("limit", [[0.0, 0.0], [0.1, 0.2], [0.1, 0.6], [1e3, 2e3]])
+@pytest.mark.parametrize("p", [[0.0, 0.0], [1.0, -2.0], [-1e3, 1.0]])
+def test_constraints_that_touch_contradict_nothing(limit, p):
+    """z >= limit and the sum of z at most that of limit: one point, up to the rounding of a sum."""
+    lb, p = torch.tensor(limit, dtype=torch.float64), torch.tensor(p, dtype=torch.float64)
+    G = torch.tensor([[1.0, 1.0], [-1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    h = torch.tensor([round(sum(limit), 6), *(-lb).tolist()], dtype=torch.float64)
+    for Q in (torch.eye(2, dtype=torch.float64), None):
+        sol = solve_qp(Q, p, G, h)
+        assert sol.status == Status.CONVERGED
+        torch.testing.assert_close(sol.z, lb, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(), (2, 1, 3)])
 def test_shapes_follow_the_batch(shape):
     instance = infeasible_qp(4, 5, 1, batch=shape)
