@@ -141,7 +141,7 @@ class _Solve(Function):
             raise RuntimeError(
                 f"torch.func.vmap (or jacrev, jacfwd, hessian) over an implicit layer whose "
                 f"operator is {type(inputs[1]).__name__}: it closes over tensors that vmap cannot "
-                "reach; use operator=None (Dense)"
+                "reach; make the mapped dimension a batch dimension, or use operator=None (Dense)"
             )
         v, operator, transpose, order, *held = _batch_first(info, in_dims, inputs)
         return _Solve.apply(v, operator, transpose, order, *held), 0

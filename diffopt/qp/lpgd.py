@@ -6,7 +6,7 @@ gradient descent solves the QP again with the loss added to the Lagrangian,
 
     p + tau v_z,    b - tau v_nu,    upper - tau v_y,    lower - tau v_y,
 
-and puts u = -(x_tau - x*) / tau in the place of the exact A^-T v, which it tends to as tau -> 0.
+and puts u = (x_tau - x*) / tau in the place of -A^-T v, which it tends to as tau -> 0.
 With a tau large enough to reach another vertex it says which data would lead there. Of p, h, b,
 lb, ub this is the gradient of the Lagrangian at x_tau less that at x*, over tau; of the matrices
 it is the same to first order in x_tau - x*.
@@ -85,8 +85,9 @@ class PerturbedSolve(Operator):
         return Solution(v, self.status * 0, self.status * 0, v.new_zeros(self.status.shape))
 
     def solve_transpose(self, v: Tensor) -> Solution:
+        # `implicit_root` subtracts A^-1 F, so that v arrives as minus the gradient of the loss.
         n, e = self.at.z.shape[-1], self.at.nu.shape[-1]
-        v_z, v_nu, v_y = v.split([n, e, v.shape[-1] - n - e], -1)
+        v_z, v_nu, v_y = (-v).split([n, e, v.shape[-1] - n - e], -1)
         above, below = (self.tau * part for part in v_y.chunk(2, -1))
         moved = replace(
             self.qp,
@@ -98,7 +99,7 @@ class PerturbedSolve(Operator):
         found = find(moved, self.solver)
         x = Blocks(*user_units(moved, found.setup.scaling, found.polished.best))
         there = torch.cat(sided(x), -1)
-        u = (torch.cat(self.at, -1) - there) / self.tau
+        u = (there - torch.cat(self.at, -1)) / self.tau
         alive = succeeded(self.status)
         u = torch.where(alive.unsqueeze(-1), u, 0.0)
         status = torch.where(alive, found.status, 0)

@@ -102,7 +102,12 @@ class QP:
         return self.G.shape[-2]
 
     def differentiated(self) -> bool:
-        """Whether a derivative, reverse or forward, is asked of any of the data."""
+        """Whether a derivative, reverse or forward, may be asked of any of the data.
+
+        A tensor inside a transform of torch.func does not tell of those around it.
+        """
+        if torch._C._are_functorch_transforms_active():
+            return True
         held = list(tensors(self))
         if torch.is_grad_enabled() and any(v.requires_grad for v in held):
             return True

@@ -14,8 +14,8 @@ of zero, whose derivative is zero.
 Source: Chiche & Gilbert, "How the augmented Lagrangian algorithm can deal with an infeasible convex
 quadratic optimization problem" (J. Convex Anal. 23, 2016), for the closest feasible QP; as a layer:
 Bambade, Schramm, Taylor & Carpentier, "Leveraging augmented-Lagrangian techniques for
-differentiating over infeasible quadratic programs in machine learning" (ICLR 2024); Nocedal & Wright, Numerical Optimization (2nd ed., 2006), sec. 17.2,
-for the exact penalty.
+differentiating over infeasible quadratic programs in machine learning" (ICLR 2024); Nocedal &
+Wright, Numerical Optimization (2nd ed., 2006), sec. 17.2, for the exact penalty.
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ def _relaxed(
     """The QPs as they are, but those that `wanting` names by `relax`."""
     silent = replace(options, on_failure="ignore")
     answer = solve(qp, silent, warm)
+    if torch._C._functorch.is_batchedtensor(answer.facts.status):
+        raise NotImplementedError(
+            f"infeasible={options.infeasible!r} under torch.func.vmap: which samples need it is "
+            "not known there; give the mapped dimension as a batch dimension of the arguments"
+        )
     shifts = Shifts(answer.x.z.new_zeros(qp.batch, qp.m), torch.zeros_like(answer.x.nu))
     some = wanting(answer).nonzero().flatten()
     if len(some):

@@ -1,11 +1,12 @@
 """What is said of an answer: `check_kkt` against the definition, `table` against counting."""
 
+import logging
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from diffopt import Status, solve_qp
+from diffopt import InteriorPoint, Status, solve_qp
 from diffopt.qp import Residuals
 from diffopt.qp.diagnosis import check_kkt, table
 
@@ -196,3 +197,13 @@ def test_every_status_has_a_row(code):
     lengths = {len(line) for line in table(solved([code], [0.0])).splitlines()}
     assert f"  {code.name} " in table(solved([code], [0.0]))
     assert len(lengths) == 2  # columns end where their heads do
+
+
+def test_verbose_logs_a_line_a_step(caplog):
+    a = cases.arguments(cases.QPS["inequality"])
+    with caplog.at_level(logging.INFO, logger="diffopt"):
+        sol = solve_qp(**a, solver=InteriorPoint(verbose=True))
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) == sol.iterations.max() + 1
+    assert lines[0].endswith("unfinished 8 of 8") and lines[-1].endswith("unfinished 0 of 8")
+    assert all(word in lines[0] for word in ("primal", "dual", "gap", "mu"))

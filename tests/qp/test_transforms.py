@@ -213,6 +213,16 @@ def test_derivatives_of_a_vmap():
     assert_same(*pushed, 1e-10)
 
 
+def test_backward_through_a_vmap():
+    """`torch.autograd` sees the leaves that a vmap maps over."""
+    grads = []
+    for function in (vmap(outputs), outputs):
+        leaves = [v.clone().requires_grad_() for v in cases.arguments(FULL).values()]
+        loss = sum(v.pow(2).sum() for v in function(*leaves))
+        grads.append(torch.autograd.grad(loss, leaves))
+    assert_same(*grads, 1e-11)
+
+
 def test_derivatives_of_a_vmap_in_what_it_closes_over():
     """By torch.func, and by `backward`."""
     others = wide(cases.arguments(FULL))

@@ -115,7 +115,7 @@ GARBAGE = {
     "of the other sign": lambda v: -v,
     "of another sample": lambda v: v.flip(0),
 }
-HARD = ["everything", "two-sided", "box and equality", "semidefinite", "linear program",
+HARD = ["everything", "semidefinite", "linear program",
         "shared matrices", "unknowns in units of 1e-08", "objective in units of 1e+08",
         "condition 1e6", "fully active"]  # fmt: skip
 
