@@ -71,32 +71,49 @@ def _direction(name: str, value: Tensor, generator) -> Tensor:
     return d * finite.max() if len(finite) and finite.max() > 0 else d
 
 
-def directional_errors(function, inputs: dict, generator, eps: float = 3e-6) -> dict[str, float]:
+STEPS = (1, -1, 2, -2)
+CENTRAL = torch.tensor([8.0, -8.0, -1.0, 1.0], dtype=torch.float64) / 12
+
+
+def directional_errors(
+    function, inputs: dict, generator, eps: float = 3e-6, together: bool = False
+) -> dict[str, float]:
     """For each input, the relative error of the derivative along a random direction.
 
     function: dict of tensors -> tuple of tensors. The truth is the central difference of a random
-    linear function of all outputs, of order four: exact to about eps^4 + rounding / eps.
+    linear function of all outputs, of order four: exact to about eps^4 + rounding / eps. With
+    `together` the inputs are arguments of solve_qp, and all points are one batch of one call.
     """
     leaves = {k: v.detach().clone().requires_grad_() for k, v in inputs.items()}
     outputs = function(leaves)
     weights = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
-
-    def loss(values: dict) -> Tensor:
-        return sum((w * o).sum() for w, o in zip(weights, function(values), strict=True))
-
-    value_of_loss = loss(leaves)
-    grads = torch.autograd.grad(value_of_loss, list(leaves.values()), allow_unused=True)
-    floor = 0.01 * abs(value_of_loss.item())  # a derivative far below this is rounding
+    value = sum((w * o).sum() for w, o in zip(weights, outputs, strict=True))
+    grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    ways = {k: _direction(k, v, generator) for k, v in inputs.items()}
+    points = [{**inputs, k: v + s * eps * ways[k]} for k, v in inputs.items() for s in STEPS]
+    with torch.no_grad():
+        losses = _losses(function, points, weights, together).view(len(inputs), len(STEPS))
+    floor = 0.01 * abs(value.item())  # a derivative far below this is rounding
     errors = {}
-    for (name, value), grad in zip(inputs.items(), grads, strict=True):
-        d = _direction(name, value, generator)
-        with torch.no_grad():
-            one, two = (
-                loss({**inputs, name: value + k * eps * d})
-                - loss({**inputs, name: value - k * eps * d})
-                for k in (1, 2)
-            )
-        truth = float(8 * one - two) / (12 * eps)
-        ours = 0.0 if grad is None else float((grad[value.isfinite()] * d[value.isfinite()]).sum())
-        errors[name] = abs(ours - truth) / max(abs(truth), abs(ours), floor)
+    for (k, v), grad, truth in zip(inputs.items(), grads, losses @ CENTRAL / eps, strict=True):
+        ours = 0.0 if grad is None else (grad[v.isfinite()] * ways[k][v.isfinite()]).sum().item()
+        size = max(abs(truth.item()), abs(ours), floor)
+        errors[k] = abs(ours - truth.item()) / size
     return errors
+
+
+def _losses(function, points: list[dict], weights: list[Tensor], together: bool) -> Tensor:
+    """The weighted sum of all outputs at each point."""
+    if not together:
+        values = [function(point) for point in points]
+        return torch.stack(
+            [sum((w * o).sum() for w, o in zip(weights, v, strict=True)) for v in values]
+        )
+    own = {k: 2 if k in ("Q", "G", "A") else 1 for k in points[0]}
+    depth = max(v.ndim - own[k] for k, v in points[0].items())
+    stacked = {}
+    for k, v in points[0].items():
+        missing = depth - (v.ndim - own[k])
+        stacked[k] = torch.stack([point[k] for point in points]).view(-1, *[1] * missing, *v.shape)
+    outputs = function(stacked)
+    return sum((w * o).flatten(1).sum(-1) for w, o in zip(weights, outputs, strict=True))
