@@ -66,6 +66,11 @@ def succeeded(status: Tensor) -> Tensor:
     return status <= Status.REDUCED_ACCURACY
 
 
+def proved(status: Tensor) -> Tensor:
+    """Which samples are proved to have no solution: boolean, the shape of `status`."""
+    return (status == Status.PRIMAL_INFEASIBLE) | (status == Status.DUAL_INFEASIBLE)
+
+
 @dataclass(frozen=True)
 class Solution:
     """The outcome of a batched solve.

@@ -46,6 +46,8 @@ def put(part: Any, index: Tensor, new: Any) -> Any:
 
     A tensor with one sample is the only one, or shared and so the same in `new`.
     """
+    if not len(index):
+        return part
     pairs = iter(list(tensors(new)))
 
     def change(v: Tensor) -> Tensor:

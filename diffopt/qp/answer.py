@@ -12,7 +12,6 @@ from .certificates import Certificate
 from .diagnosis import table
 from .kkt import Blocks
 from .layer import Answer
-from .polish import Guess
 from .problem import QP, Residuals
 from .relaxed import Shifts
 
@@ -112,7 +111,7 @@ def empty(qp: QP, batch: torch.Size, dtype: torch.dtype, relaxed: bool) -> QPSol
     )
 
 
-def as_guess(qp: QP, solution: QPSolution, batch: torch.Size) -> Guess:
+def as_blocks(qp: QP, solution: QPSolution, batch: torch.Size) -> Blocks:
     """A solution of the past as a warm start, in the units of the user."""
     if not isinstance(solution, QPSolution):
         kind = type(solution).__name__
@@ -121,7 +120,13 @@ def as_guess(qp: QP, solution: QPSolution, batch: torch.Size) -> Guess:
     sizes = {"z": n, "lam": m, "nu": e, "mu": n}
     parts = {}
     for name, size in sizes.items():
-        value = getattr(solution, name).detach().to(qp.p.dtype)
+        value = getattr(solution, name).detach()
+        if value.device != qp.p.device:
+            raise ValueError(
+                f"warm_start.{name} is on {value.device}, but p is on {qp.p.device}: pass a "
+                "solution on the same device"
+            )
+        value = value.to(qp.p.dtype)
         if value.shape != (*batch, size):
             raise ValueError(
                 f"warm_start.{name} has shape {tuple(value.shape)}, but this problem needs "
@@ -130,4 +135,4 @@ def as_guess(qp: QP, solution: QPSolution, batch: torch.Size) -> Guess:
         parts[name] = value.reshape(batch.numel(), size)
     y = torch.cat([parts["lam"], parts["mu"]], -1) if qp.bounded else parts["lam"]
     z = torch.where(succeeded(solution.status).view(-1, 1), parts["z"], torch.nan)
-    return Guess(Blocks(z, parts["nu"], y), (y == 0).to(y.dtype), y > 0)
+    return Blocks(z, parts["nu"], y)

@@ -11,7 +11,8 @@ row; "central" does not depend on its units either, nor change if a row is repea
 The central path near a solution: with z = z* + sqrt(mu) d the slacks of the weak rows are of size
 sqrt(mu), so that d minimises 1/2 d'Qd - sum of log(s_i) with s_i = -sign_i C_i d over the weak
 rows, while the rows of A and the strictly active ones stay where they are. That is the point
-s y = 1 of a QP of its own, without p, b and limits.
+s y = 1 of a QP of its own, without p, b and limits. Where it has none (rows that leave no room to
+move, y/s growing without bound) the weak rows count as active.
 
 Source: that the path arrives along one well-defined direction, Monteiro & Tsuchiya,
 "Limiting behavior of the derivatives of certain trajectories associated with a monotone
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..iterate import Measure, iterate
+from ..solution import Solution, Status
 from .dependence import Dependence
 from .interior_point import InteriorPoint
 from .kkt import KKTFamily
@@ -53,11 +55,13 @@ def central_weights(family: KKTFamily, strict: Tensor, weak: Tensor, at_upper: T
         upper=upper,
     )
     tangent, sides = replace(family, qp=qp), Sides.of(qp)
-    x = _center(tangent, sides)
-    return torch.where(strict, 0.0, torch.where(weak, weights(sides, x), 1.0))
+    found = _center(tangent, sides)
+    exists = (found.status == int(Status.CONVERGED)).unsqueeze(-1)
+    t = torch.where(exists, weights(sides, found.value), 0.0)
+    return torch.where(strict, 0.0, torch.where(weak, t, 1.0))
 
 
-def _center(family: KKTFamily, sides: Sides) -> Iterate:
+def _center(family: KKTFamily, sides: Sides) -> Solution:
     """The point with s y = 1, by damped Newton steps."""
     qp = family.qp
 
@@ -82,7 +86,7 @@ def _center(family: KKTFamily, sides: Sides) -> Iterate:
     z, nu = qp.p.new_zeros(qp.batch, qp.n), qp.p.new_zeros(qp.batch, qp.A.shape[-2])
     one = torch.ones_like(sides.on).expand(qp.batch, -1, -1)
     start = Iterate(z, nu, one, sides.on.expand_as(one).clone(), Ray(z, z, nu, one[:, 0]))
-    return iterate(measure, step, start, max_steps=50, patience=20).value
+    return iterate(measure, step, start, max_steps=40, patience=8)
 
 
 def least_norm(free: Dependence, y: Tensor, sign: Tensor) -> Tensor:
@@ -100,20 +104,28 @@ def least_norm(free: Dependence, y: Tensor, sign: Tensor) -> Tensor:
         return out
     N, size = free.basis[wrong], out[wrong].abs().amax(-1, keepdim=True)
     start, sign = out[wrong] / size, sign[wrong]
-    # min 1/2 |start + N c|^2, where N'start = 0, subject to sign (start + N c) >= 0.
-    d = N.shape[-1]
-    small = QP(
-        Q=torch.eye(d, dtype=y.dtype, device=y.device).expand(1, d, d),
-        p=y.new_zeros(len(wrong), d),
-        G=-sign.unsqueeze(-1) * N,
-        A=y.new_zeros(1, 0, d),
-        b=y.new_zeros(1, 0),
-        lower=torch.full_like(start, -torch.inf),
-        upper=torch.where(sign == 0, torch.inf, sign * start),
-        bounded=False,
-    )
-    found = find(small, InteriorPoint())
-    c = found.polished.best.x.z * found.setup.scaling.z
+    c = _shortest(N, start, sign)
     moved = start + (N @ c.unsqueeze(-1)).squeeze(-1)
     moved = torch.where(moved * sign < 0, 0.0, moved)
     return out.index_copy(0, wrong, size * moved)
+
+
+def _shortest(N: Tensor, start: Tensor, sign: Tensor) -> Tensor:
+    """c of least norm with sign (start + N c) >= 0, `(B, d)`; N'start = 0, so |start + N c| too."""
+    d, rows = N.shape[-1], (sign != 0) & (N != 0).any(-1)
+    first = rows.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    first = first[:, : int(rows.sum(-1).amax())]
+    rows, sign, start = (v.gather(1, first) for v in (rows, sign, start))
+    G = -sign.unsqueeze(-1) * N.gather(1, first.unsqueeze(-1).expand(-1, -1, d))
+    small = QP(
+        Q=torch.eye(d, dtype=N.dtype, device=N.device).unsqueeze(0),
+        p=N.new_zeros(1, d),
+        G=G,
+        A=N.new_zeros(1, 0, d),
+        b=N.new_zeros(1, 0),
+        lower=torch.full_like(start[:1], -torch.inf),
+        upper=torch.where(rows, sign * start, torch.inf),
+        bounded=False,
+    )
+    found = find(small, InteriorPoint())
+    return found.polished.best.x.z * found.setup.scaling.z

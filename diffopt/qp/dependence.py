@@ -46,9 +46,13 @@ class Dependence(NamedTuple):
         return v - (self.basis @ along.unsqueeze(-1)).squeeze(-1)
 
 
-def dependence(qp: QP, active: Tensor) -> Dependence:
-    """The `Dependence` of the `active` rows of C, bool `(B, k)`, and all rows of A."""
-    rows = _Rows.of(qp, active)
+def dependence(qp: QP, active: Tensor, unit: Tensor) -> Dependence:
+    """The `Dependence` of the `active` rows of C, bool `(B, k)`, and all rows of A.
+
+    Args:
+        unit: of the unknowns, `(B|1, n)`: what is nearly dependent does not depend on theirs.
+    """
+    rows = _Rows.of(qp, active, unit)
     e, k = qp.A.shape[-2], active.shape[-1]
     zero = torch.zeros(active.shape[0], e + k, dtype=qp.p.dtype, device=qp.p.device)
     alive = torch.cat([(qp.A != 0).any(-1), torch.ones_like(active[:1]).expand(len(qp.A), -1)], -1)
@@ -66,18 +70,20 @@ class _Rows(NamedTuple):
 
     Attributes:
         rows: in the user's units.
+        scaled: the same with the unknowns in units of their own.
         place: index of each row in (nu, lam), `(B, r)`.
         real: False for padding and for rows of zeros, `(B, r)`.
         free: unknowns that are at no bound, `(B, n)`.
     """
 
     rows: Tensor
+    scaled: Tensor
     place: Tensor
     real: Tensor
     free: Tensor
 
     @classmethod
-    def of(cls, qp: QP, active: Tensor) -> _Rows:
+    def of(cls, qp: QP, active: Tensor, unit: Tensor) -> _Rows:
         batch, e = active.shape[0], qp.A.shape[-2]
         wanted = torch.cat([active.new_ones(batch, e), active[:, : qp.m]], -1)
         count = int(wanted.sum(-1).amax()) if wanted.numel() else 0
@@ -89,17 +95,21 @@ class _Rows(NamedTuple):
             every = torch.cat([qp.A.expand(batch, -1, -1), qp.G.expand(batch, -1, -1)], 1)
             rows = every.gather(1, place.unsqueeze(-1).expand(-1, -1, qp.n))
         at_bound = active[:, qp.m :] if qp.bounded else active.new_zeros(batch, qp.n)
-        return cls(rows, place, real & (rows != 0).any(-1), ~at_bound)
+        real = real & (rows != 0).any(-1)
+        return cls(rows, rows * unit.unsqueeze(-2), place, real, ~at_bound)
 
     def take(self, index: Tensor) -> _Rows:
         return _Rows(*(v[index] for v in self))
 
     def unit(self) -> tuple[Tensor, Tensor]:
-        """(rows of length one restricted to the free unknowns, their lengths before)."""
-        length = torch.linalg.vector_norm(self.rows, dim=-1, keepdim=True)
+        """(rows of length one, restricted to the free unknowns `(B, r, f)`, their lengths)."""
+        length = torch.linalg.vector_norm(self.scaled, dim=-1, keepdim=True)
         length = torch.where(length > 0, length, 1.0)
-        restricted = self.rows / length * self.free.unsqueeze(1)
-        return torch.where(self.real.unsqueeze(-1), restricted, 0.0), length
+        most = int(self.free.sum(-1).amax())
+        first = self.free.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :most]
+        keep = self.free.gather(1, first).unsqueeze(1) & self.real.unsqueeze(-1)
+        restricted = self.scaled.gather(2, first.unsqueeze(1).expand(-1, self.rows.shape[1], -1))
+        return torch.where(keep, restricted, 0.0) / length, length
 
     def suspects(self) -> Tensor:
         """Samples whose rows may be dependent, bool `(B,)`."""
@@ -115,9 +125,12 @@ class _Rows(NamedTuple):
         """N of every sample, `(B, e + k, d)`."""
         unit, length = self.unit()
         # Padding and zero rows get a column of their own, and are independent of all others.
-        own = torch.diag_embed((~self.real).to(unit.dtype))
-        U, sizes, _ = torch.linalg.svd(torch.cat([unit, own], -1), full_matrices=False)
-        null = sizes < digits(RANK, sizes.dtype) * sizes[:, :1]
+        if not bool(self.real.all()):
+            unit = torch.cat([unit, torch.diag_embed((~self.real).to(unit.dtype))], -1)
+        U, sizes, _ = torch.linalg.svd(unit, full_matrices=True)
+        missing = U.shape[-1] - sizes.shape[-1]
+        sizes = torch.nn.functional.pad(sizes, (0, max(missing, 0)))
+        null = sizes <= digits(RANK, sizes.dtype) * sizes[:, :1]
         d = int(null.sum(-1).amax())
         keep = null[:, null.shape[1] - d :].unsqueeze(1)
         eta = torch.where(keep & self.real.unsqueeze(-1), U[..., U.shape[-1] - d :], 0.0) / length

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .answer import QPSolution, as_guess, empty, shaped
+from .answer import QPSolution, as_blocks, empty, shaped
 from .arguments import build
 from .layer import solve
 from .options import Options
@@ -27,7 +27,7 @@ def solve_eager(
         if batch.numel() == 0:
             return empty(qp, batch, dtype, options.infeasible != "report")
         qp = qp.proximal(options.proximal) if options.proximal else qp
-        warm = None if warm_start is None else as_guess(qp, warm_start, batch)
+        warm = None if warm_start is None else as_blocks(qp, warm_start, batch)
         if options.infeasible == "report":
             return shaped(qp, solve(qp, options, warm), None, batch, dtype)
         relaxed = solve_closest if options.infeasible == "closest" else solve_elastic

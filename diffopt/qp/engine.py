@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from ..solution import OnFailure, Status, report
+from ..solution import OnFailure, Status, report, succeeded
 from ..tree import mapped, rebuilt, tensors
 from .certificates import Certificate
 from .interior_point import InteriorPoint
+from .kkt import Blocks
 from .options import Degenerate
 from .point import Point, settle
-from .polish import Guess
 from .problem import QP
 from .reference import find
 from .smooth import Center, center
@@ -58,7 +58,7 @@ class Job:
     _request: Any = field(default=None, repr=False)
     _outcome: Any = field(default=None, repr=False)
 
-    def run(self, qp: QP, warm: Guess | None = None) -> Outcome:
+    def run(self, qp: QP, warm: Blocks | None = None) -> Outcome:
         """The outcome for `qp`, from a cold start or the solution `warm` of a similar one."""
         self._request = mapped((qp, warm), Tensor.detach)
         flat = _Engine.apply(self, *tensors(self._request))
@@ -72,15 +72,17 @@ class Job:
         self.finite = bool(valid.all())
         qp = qp if self.finite else qp.without_nonfinite()
         found = find(qp, self.solver, warm)
-        status = torch.where(valid & qp.convex(), found.status, int(Status.INVALID_INPUT))
+        fit = valid & qp.convex()
+        status = torch.where(fit, found.status, int(Status.INVALID_INPUT))
         point = settle(qp, found._replace(status=status), self.degenerate)
         report(status, point.error, self.on_failure, "solve_qp")
         if self.on_failure != "nan":  # there the operator puts NaN in, and in the gradient too
             point = point._replace(z=torch.where(valid.unsqueeze(-1), point.z, torch.nan))
         central = None
         if self.kappa is not None:
-            central = center(found.setup, self.kappa, self.solver.max_steps)
-        self._outcome = Outcome(point, found.steps, found.certificate, central)
+            central = center(found.setup, self.kappa, succeeded(status), self.solver)
+        proof = mapped(found.certificate, lambda v: torch.where(fit.unsqueeze(-1), v, 0.0))
+        self._outcome = Outcome(point, found.steps, proof, central)
         return tuple(tensors(self._outcome))
 
 

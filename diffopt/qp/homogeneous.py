@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..iterate import Measure, iterate
-from ..solution import Solution
+from ..solution import Solution, proved
 from .certificates import verdict
 from .interior_point import CORRECTOR_RTOL, Gauge, InteriorPoint, Setup
 from .kkt import KKT, KKTFamily
@@ -81,8 +81,8 @@ def solve_homogeneous(qp: QP, setup: Setup, solver: InteriorPoint) -> Solution:
         max_steps=solver.max_steps,
         patience=solver.patience,
     )
-    proof = (out.status > 2)[:, None]  # a ray or multipliers: not to be divided by a tau near 0
-    tau = torch.where(proof, 1.0, out.value.tau[:, None]).squeeze(-1)
+    # A ray or multipliers are not to be divided by a tau near 0.
+    tau = torch.where(proved(out.status), 1.0, out.value.tau)
     value = out.value._replace(tau=tau).point()
     return replace(out, value=value, residual=out.residual * solver.eps)
 

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from ..implicit import implicit_root
-from ..solution import fill_failed, succeeded
+from ..solution import succeeded
 from ..tree import mapped
 from .certificates import Certificate
 from .engine import Job, Outcome
 from .kkt import Blocks
 from .lpgd import PerturbedSolve, lagrangian_residual, sided
 from .options import LPGD, Options
-from .polish import Guess
 from .problem import QP, Residuals
 from .root import KKTOperator, kkt_residual, pack, unpack
 from .smooth import central_residual
@@ -68,8 +67,12 @@ class Answer(NamedTuple):
     x: Blocks
     facts: Facts
 
+    def after(self, steps: Tensor) -> Answer:
+        """The same, reached after `steps` `(B,)` more."""
+        return self._replace(facts=self.facts._replace(steps=self.facts.steps + steps))
 
-def solve(qp: QP, options: Options, warm: Guess | None = None) -> Answer:
+
+def solve(qp: QP, options: Options, warm: Blocks | None = None) -> Answer:
     """The answer for `qp`, whose data are attached to the graph of the user's arguments."""
     kappa = options.kappa() if qp.differentiated() else None
     job = Job(options.solver, options.degenerate, options.on_failure, kappa)
@@ -80,17 +83,25 @@ def solve(qp: QP, options: Options, warm: Guess | None = None) -> Answer:
 
 def _attached(qp: QP, outcome: Outcome, options: Options) -> Blocks:
     """(z, nu, y) re-attached to the graph of `qp`, failed samples treated as `on_failure` says."""
-    point, on_failure = outcome.point, options.on_failure
+    point = outcome.point
     x = Blocks(point.z, point.nu, point.y)
-    if not qp.differentiated():
-        loud = on_failure == "nan"
-        nan = float("nan")
-        return Blocks(*(fill_failed(v, point.status, nan) for v in x)) if loud else x
+    if qp.differentiated():
+        x = _derived(qp, x, outcome, options)
+    if options.on_failure != "nan":
+        return x
+    # Added at the end, and not put in: the gradient of a failed sample is the operator's.
+    nothing = torch.where(succeeded(point.status), 0.0, torch.nan).unsqueeze(-1)
+    return Blocks(*(v + nothing.to(v.dtype) for v in x))
+
+
+def _derived(qp: QP, x: Blocks, outcome: Outcome, options: Options) -> Blocks:
+    """The values `x` with the derivative that `options` ask for."""
+    point = outcome.point
     if isinstance(options.smoothing, LPGD):
         return _perturbed(qp, x, point.status, options, options.smoothing.tau)
     if outcome.center is not None:
         return _smoothed(qp, x, outcome, options)
-    operator = KKTOperator.at(point, on_failure)
+    operator = KKTOperator.at(point, options.on_failure)
     return unpack(implicit_root(kkt_residual(qp, point), pack(x), operator, options.order), qp)
 
 

@@ -28,7 +28,7 @@ from ..operators import Operator
 from ..solution import OnFailure, Solution, succeeded
 from .interior_point import InteriorPoint
 from .kkt import Blocks
-from .polish import user_units
+from .point import settle
 from .problem import QP, matvec
 from .reference import find
 
@@ -97,10 +97,10 @@ class PerturbedSolve(Operator):
             lower=self.qp.lower + below,
         )
         found = find(moved, self.solver)
-        x = Blocks(*user_units(moved, found.setup.scaling, found.polished.best))
-        there = torch.cat(sided(x), -1)
+        point = settle(moved, found)
+        there = torch.cat(sided(Blocks(point.z, point.nu, point.y)), -1)
         u = (there - torch.cat(self.at, -1)) / self.tau
         alive = succeeded(self.status)
         u = torch.where(alive.unsqueeze(-1), u, 0.0)
         status = torch.where(alive, found.status, 0)
-        return Solution(u, status, found.steps, found.polished.error)
+        return Solution(u, status, found.steps, point.error)

@@ -42,7 +42,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_on_failure(self.on_failure)
-        if not isinstance(self.order, int) or self.order < 1:
+        if not isinstance(self.order, int) or isinstance(self.order, bool) or self.order < 1:
             raise ValueError(f"order={self.order!r}: expected a positive integer")
         for name, choices in (("degenerate", Degenerate), ("infeasible", Infeasible)):
             value = getattr(self, name)
@@ -91,4 +91,6 @@ class Options:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and 0 < value < float("inf")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < float("inf")

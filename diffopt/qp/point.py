@@ -18,14 +18,10 @@ from .dependence import Dependence, dependence
 from .interior_point import Setup
 from .kkt import KKT
 from .options import Degenerate
-from .polish import Guess, kkt_error, rounding, user_units
-from .problem import QP, Residuals, digits
+from .polish import Guess, at_limit, kkt_error, rounding, tiny, user_units
+from .problem import QP, Residuals
 from .reference import Found
 from .scaling import Scaling
-
-# A row is at its limit, and a multiplier zero, if the slack and the multiplier (equilibrated) are
-# below this many times the residual, within the bounds.
-WEAK, WEAK_BOUNDS = 1e4, (1e-11, 1e-7)
 
 
 class Point(NamedTuple):
@@ -70,15 +66,16 @@ def settle(qp: QP, found: Found, degenerate: Degenerate = "central") -> Point:
     """
     setup, best, error = found.setup, found.polished.best, found.polished.error
     ok = (succeeded(found.status) & found.polished.done).unsqueeze(-1)
-    bounds = (digits(v, error.dtype) for v in WEAK_BOUNDS)
-    zero = (WEAK * error).clamp(*bounds).unsqueeze(-1)
-    at_limit = ok & _at_limit(setup, best, zero)
-    free = dependence(qp, at_limit)
-    best, error = _least_norm(qp, setup, best, error, free, at_limit)
-    weak = at_limit & ~setup.sides.fixed & (best.x.y.abs() < zero)
-    t = _activity(qp, setup, best, at_limit, weak, degenerate)
-    changed = not torch.equal((t == 0) & ok, at_limit)
-    free = dependence(qp, (t == 0) & ok) if free.basis.shape[-1] and changed else free
+    zero = tiny(error)
+    active = ok & at_limit(setup, best, zero)
+    # An interior point has a positive multiplier wherever any valid multipliers have one.
+    weak = active & ~setup.sides.fixed & (best.x.y.abs() < zero)
+    free = dependence(qp, active, setup.scaling.z)
+    best, error = _least_norm(qp, setup, best, error, free, active)
+    t = _activity(qp, setup, best, active, weak, degenerate)
+    changed = not torch.equal((t == 0) & ok, active)
+    if free.basis.shape[-1] and changed:
+        free = dependence(qp, (t == 0) & ok, setup.scaling.z)
     z, nu, y = user_units(qp, setup.scaling, best)
     return Point(
         z=z,
@@ -95,17 +92,6 @@ def settle(qp: QP, found: Found, degenerate: Degenerate = "central") -> Point:
         kkt=_factorised(setup, found.polished.kkt, t),
         free=free,
     )
-
-
-def _at_limit(setup: Setup, guess: Guess, zero: Tensor) -> Tensor:
-    """Rows at a limit, `(B, k)`, whatever their multiplier; a row of zeros is at none."""
-    sides, qp = setup.sides, setup.family.qp
-    gap = (qp.rows(guess.x.z).unsqueeze(1) - sides.limit).abs()
-    near = (sides.present & (gap < zero.unsqueeze(1))).any(1)
-    nonzero = (qp.G != 0).any(-1)
-    if qp.bounded:
-        nonzero = torch.cat([nonzero, nonzero.new_ones(len(nonzero), qp.n)], -1)
-    return (near | (guess.t == 0)) & nonzero
 
 
 def _least_norm(
@@ -131,10 +117,10 @@ def _least_norm(
 
 
 def _activity(
-    qp: QP, setup: Setup, guess: Guess, at_limit: Tensor, weak: Tensor, degenerate: Degenerate
+    qp: QP, setup: Setup, guess: Guess, active: Tensor, weak: Tensor, degenerate: Degenerate
 ) -> Tensor:
     """t with the weak rows as `degenerate` says."""
-    t = torch.where(at_limit & ~weak, 0.0, guess.t)
+    t = torch.where(active & ~weak, 0.0, guess.t)
     if qp.m:  # a row of zeros binds nothing
         zero = (setup.family.qp.G == 0).all(-1)
         t[:, : qp.m] = torch.where(zero, 1.0, t[:, : qp.m])

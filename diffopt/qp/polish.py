@@ -27,6 +27,9 @@ from .scaling import Scaling, unscale
 
 ROUNDS = 3  # guesses of the active set
 NEAR = 1e-4  # above this residual an interior point says nothing of the active set
+# A row is at its limit, and a multiplier zero, if the slack and the multiplier (equilibrated) are
+# below this many times the residual, within the bounds.
+WEAK, WEAK_BOUNDS = 1e4, (1e-11, 1e-7)
 
 
 def rounding(like: Tensor) -> float:
@@ -53,6 +56,15 @@ class Guess(NamedTuple):
         ratio = torch.where(sides.present, x.y / x.s, 0.0)
         at_upper = (ratio[:, 0] >= ratio[:, 1]) | sides.fixed
         return cls(Blocks(x.z, x.nu, x.multipliers()), weights(sides, x), at_upper)
+
+    @classmethod
+    def again(cls, qp: QP, sides: Sides, x: Blocks) -> Guess:
+        """The guess of a solution x: active where it has a multiplier, or the limits are equal."""
+        gap = torch.where(sides.present, (qp.rows(x.z).unsqueeze(1) - sides.limit).abs(), torch.inf)
+        at_upper = torch.where(x.y == 0, gap[:, 0] <= gap[:, 1], x.y > 0) | sides.fixed
+        own = torch.where(at_upper, sides.present[:, 0], sides.present[:, 1])
+        active = ((x.y != 0) & own) | sides.fixed
+        return cls(x, 1 - active.to(x.y.dtype), at_upper)
 
     def limit(self, sides: Sides) -> Tensor:
         """The limit of the side that each row is at, `(B, k)`; 0 for an absent one."""
@@ -118,6 +130,26 @@ def _round(
         _select(better, guess, _next_guess(family.qp, sides, solved)),
         kkt,
     )
+
+
+def at_limit(setup: Setup, guess: Guess, zero: Tensor) -> Tensor:
+    """Rows at a limit up to `zero` `(B, 1)`, whatever their multiplier, `(B, k)`.
+
+    A row of zeros is at none: it binds nothing.
+    """
+    sides, qp = setup.sides, setup.family.qp
+    gap = (qp.rows(guess.x.z).unsqueeze(1) - sides.limit).abs()
+    near = (sides.present & (gap < zero.unsqueeze(1))).any(1)
+    nonzero = (qp.G != 0).any(-1)
+    if qp.bounded:
+        nonzero = torch.cat([nonzero, nonzero.new_ones(len(nonzero), qp.n)], -1)
+    return (near | (guess.t == 0)) & nonzero
+
+
+def tiny(error: Tensor) -> Tensor:
+    """What counts as zero of a slack or a multiplier, given the residual reached, `(B, 1)`."""
+    bounds = (digits(v, error.dtype) for v in WEAK_BOUNDS)
+    return (WEAK * error).clamp(*bounds).unsqueeze(-1)
 
 
 def active_conditions(qp: QP, x: Blocks, limit: Tensor, on: Tensor, off: Tensor) -> Blocks:

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..solution import Solution, Status
+from ..solution import Solution, Status, proved
 from ..tree import put, take
 from .certificates import Certificate, certificate
 from .homogeneous import solve_homogeneous
 from .interior_point import InteriorPoint, Setup
 from .kkt import Blocks
 from .newton import Iterate
-from .polish import Guess, Polished, polish
+from .polish import Guess, Polished, at_limit, polish, tiny
 from .problem import QP, digits
 from .start import cold_start, warm_start
 
@@ -53,7 +53,7 @@ class Found(NamedTuple):
     certificate: Certificate
 
 
-def find(qp: QP, solver: InteriorPoint, warm: Guess | None = None) -> Found:
+def find(qp: QP, solver: InteriorPoint, warm: Blocks | None = None) -> Found:
     """The solution of each sample of `qp`, or what is known about it, without gradients.
 
     Args:
@@ -70,35 +70,55 @@ def find(qp: QP, solver: InteriorPoint, warm: Guess | None = None) -> Found:
             part = take(qp, left), take(setup, left), solver, take(trial, left)
             trial = put(trial, left, run(*part))
     status = solver.judge(trial.status, trial.polished.error)
-    proof = certificate(qp, setup.scaling, setup.sides, trial.x, status)
+    proof = certificate(qp, setup.family.qp, setup.scaling, setup.sides, trial.x, status)
     return Found(setup, trial.polished, status, trial.steps, proof)
 
 
-def _first(qp: QP, setup: Setup, solver: InteriorPoint, warm: Guess | None) -> Trial:
-    """Stages 1 and 2."""
-    if warm is None:
-        return _run(qp, setup, solver, cold_start(setup.family, setup.sides))
-    return _warm(qp, setup, solver, warm)
+def _first(qp: QP, setup: Setup, solver: InteriorPoint, warm: Blocks | None) -> Trial:
+    """Stages 1 and 2; without limits there is one active set, and nothing to iterate."""
+    family, sides = setup.family, setup.sides
+    if warm is not None:
+        return _guessed(qp, setup, solver, *_warm(setup, solver, warm))
+    begin = cold_start(family, sides)
+    if sides.limit.shape[-1]:
+        return _run(qp, setup, solver, begin)
+    return _guessed(qp, setup, solver, begin, Guess.of(sides, begin))
 
 
-def _warm(qp: QP, setup: Setup, solver: InteriorPoint, warm: Guess) -> Trial:
-    scaling = setup.scaling
-    x = Blocks(warm.x.z / scaling.z, warm.x.nu / scaling.nu, warm.x.y / scaling.y)
+def _warm(setup: Setup, solver: InteriorPoint, warm: Blocks) -> tuple[Iterate, Guess]:
+    """(where to begin, the active set to try first) from the solution of a similar problem."""
+    scaling, family, sides = setup.scaling, setup.family, setup.sides
+    x = Blocks(warm.z / scaling.z, warm.nu / scaling.nu, warm.y / scaling.y)
     known = torch.cat(x, -1).isfinite().all(-1)
     x = x.where(known, Blocks(*(torch.zeros_like(v) for v in x)))
-    begin = warm_start(setup.family, setup.sides, x, solver.warm_mu)
+    begin = warm_start(family, sides, x, solver.warm_mu)
     cold = (~known).nonzero().flatten()
     if len(cold):
         part = take(setup, cold)
         begin = put(begin, cold, cold_start(part.family, part.sides))
-    tried = polish(qp, setup, warm._replace(x=x, t=warm.t.masked_fill(~known[:, None], 1.0)), True)
-    status = torch.full_like(known, int(Status.CONVERGED), dtype=torch.int64)
+    return begin, Guess.again(family.qp, sides, x)
+
+
+def _guessed(qp: QP, setup: Setup, solver: InteriorPoint, begin: Iterate, guess: Guess) -> Trial:
+    """The active set of `guess` as it is, and from `begin` where it is not the right one."""
+    tried = polish(qp, setup, guess, trust=True)
+    status = torch.full_like(tried.done, int(Status.CONVERGED), dtype=torch.int64)
     trial = Trial(begin, tried, status, torch.zeros_like(status))
-    left = (~_settled(tried.error)).nonzero().flatten()
+    left = (~_settled(tried.error) | _undecided(setup, tried)).nonzero().flatten()
     if len(left):
         part = take(qp, left), take(setup, left), solver, take(begin, left)
         trial = put(trial, left, _run(*part))
     return trial
+
+
+def _undecided(setup: Setup, tried: Polished) -> Tensor:
+    """Samples with a row at its limit and a multiplier of zero, `(B,)`.
+
+    Whether it has one in all valid multipliers, only an interior point shows.
+    """
+    zero = tiny(tried.error)
+    weak = at_limit(setup, tried.best, zero) & (tried.best.x.y.abs() < zero)
+    return (weak & ~setup.sides.fixed).any(-1)
 
 
 def _run(qp: QP, setup: Setup, solver: InteriorPoint, begin: Iterate) -> Trial:
@@ -121,10 +141,7 @@ def _settled(error: Tensor) -> Tensor:
 
 
 def _unsolved(trial: Trial, solver: InteriorPoint) -> Tensor:
-    proved = (trial.status == int(Status.PRIMAL_INFEASIBLE)) | (
-        trial.status == int(Status.DUAL_INFEASIBLE)
-    )
-    return ~proved & ~(trial.polished.error <= solver.eps)
+    return ~proved(trial.status) & ~(trial.polished.error <= solver.eps)
 
 
 def _embedded(qp: QP, setup: Setup, solver: InteriorPoint, trial: Trial) -> Trial:
@@ -135,11 +152,8 @@ def _better(trial: Trial, qp: QP, setup: Setup, found: Solution) -> Trial:
     """`trial` after one more run, whose polished point counts where it is better."""
     guess = Guess.of(setup.sides, found.value)
     polished = polish(qp, setup, guess)
-    proved = (found.status == int(Status.PRIMAL_INFEASIBLE)) | (
-        found.status == int(Status.DUAL_INFEASIBLE)
-    )
     steps = trial.steps + found.steps
     new = Trial(found.value, polished, found.status, steps)
-    good = (proved | (polished.error <= trial.polished.error)).nonzero().flatten()
+    good = (proved(found.status) | (polished.error <= trial.polished.error)).nonzero().flatten()
     out = trial._replace(steps=steps)
     return put(out, good, take(new, good)) if len(good) else out

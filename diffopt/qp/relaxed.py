@@ -27,12 +27,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..solution import Status, report
+from ..solution import Status, fill_failed, report
 from ..tree import put, take
 from .kkt import Blocks
 from .layer import Answer, solve
 from .options import Options
-from .polish import Guess
 from .problem import QP, largest
 
 
@@ -48,17 +47,17 @@ class Shifts(NamedTuple):
     A: Tensor
 
 
-def solve_closest(qp: QP, options: Options, warm: Guess | None) -> tuple[Answer, Shifts]:
+def solve_closest(qp: QP, options: Options, warm: Blocks | None) -> tuple[Answer, Shifts]:
     """The answer of each QP, or of the closest feasible one."""
-    return _relaxed(qp, options, warm, _infeasible, _closest)
+    return _relaxed(qp, options, warm, _without_answer, _closest)
 
 
-def solve_elastic(qp: QP, options: Options, warm: Guess | None) -> tuple[Answer, Shifts]:
+def solve_elastic(qp: QP, options: Options, warm: Blocks | None) -> tuple[Answer, Shifts]:
     """The answer of each QP with rows that may be shifted, at `penalty` a unit."""
 
     def wanting(answer: Answer) -> Tensor:
         price = largest(answer.x.nu.detach(), answer.x.y.detach()[:, : qp.m])
-        return _infeasible(answer) | (price > options.price())
+        return _without_answer(answer) | (price > options.price())
 
     return _relaxed(qp, options, warm, wanting, _elastic)
 
@@ -66,7 +65,7 @@ def solve_elastic(qp: QP, options: Options, warm: Guess | None) -> tuple[Answer,
 def _relaxed(
     qp: QP,
     options: Options,
-    warm: Guess | None,
+    warm: Blocks | None,
     wanting: Callable[[Answer], Tensor],
     relax: Callable[[QP, Options], tuple[Answer, Shifts]],
 ) -> tuple[Answer, Shifts]:
@@ -82,13 +81,13 @@ def _relaxed(
     some = wanting(answer).nonzero().flatten()
     if len(some):
         part, moved = relax(take(qp, some), silent)
-        part.facts.steps.add_(answer.facts.steps[some])
+        part = part.after(answer.facts.steps[some])
         answer, shifts = put(answer, some, part), put(shifts, some, moved)
     report(answer.facts.status, answer.facts.error, options.on_failure, "solve_qp")
-    return answer, shifts
+    return answer, Shifts(*(fill_failed(v, answer.facts.status, 0.0) for v in shifts))
 
 
-def _infeasible(answer: Answer) -> Tensor:
+def _without_answer(answer: Answer) -> Tensor:
     """Samples that are proved infeasible, or of which nothing could be proved."""
     status = answer.facts.status
     return (status == int(Status.PRIMAL_INFEASIBLE)) | (status == int(Status.ITERATION_LIMIT))

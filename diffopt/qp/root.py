@@ -72,6 +72,7 @@ class KKTOperator(Operator):
     rows: Tensor  # (B|1, e + k): rows of the residual over those in the user's units
     free: Dependence
     alive: Tensor  # (B)
+    lost: Tensor  # (B): alive, but without the derivative that was asked for
     on_failure: OnFailure = "warn"
     rtol: float = 1e-10
 
@@ -83,15 +84,15 @@ class KKTOperator(Operator):
         on = torch.where(point.t < 1, (1 - point.t) * scaling.rows, 1.0)
         rows = _side_by_side(scaling.equal, on)
         alive = succeeded(point.status)
-        return cls(point.kkt, columns, rows, point.free, alive, on_failure)
+        lost = torch.zeros_like(alive)
+        return cls(point.kkt, columns, rows, point.free, alive, lost, on_failure)
 
     @classmethod
     def at_center(cls, point: Point, at: Center, on_failure: OnFailure) -> KKTOperator:
         """The operator at the central-path point that belongs to a polished point."""
-        alive = succeeded(point.status) & (at.status == int(Status.CONVERGED))
         plain = cls.at(point, on_failure)
         free = Dependence(plain.free.basis[..., :0], plain.free.alive)
-        return replace(plain, kkt=at.kkt, free=free, alive=alive)
+        return replace(plain, kkt=at.kkt, free=free, lost=at.status != int(Status.CONVERGED))
 
     def solve(self, v: Tensor) -> Solution:
         x, error = self._masked_solve(self._in_range(v, 1 / self.rows), transpose=False)
@@ -111,15 +112,13 @@ class KKTOperator(Operator):
     def _masked_solve(self, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
         alive = self.alive.unsqueeze(-1)
         x, error = self.kkt.solve_hard(unpack(torch.where(alive, v, 0.0), self.kkt.qp), transpose)
+        used = (v != 0).any(-1)
+        error = torch.where(self.lost & used, torch.inf, error)
         error = torch.where(self.alive, error, 0.0)
-        return torch.where(alive, pack(x), self._fill(v, transpose)), error
-
-    def _fill(self, v: Tensor, transpose: bool) -> Tensor | float:
-        """The answer for a failed sample; NaN in the gradient only if its value was used."""
-        if self.on_failure != "nan":
-            return 0.0
-        used = (v != 0).any(-1, keepdim=True) if transpose else torch.ones_like(v[..., :1]).bool()
-        return torch.where(used, torch.nan, 0.0)
+        # NaN only where the value was used: a sample that nobody looks at has no gradient at all.
+        loud = used.unsqueeze(-1) if self.on_failure == "nan" else torch.zeros_like(alive)
+        nothing = torch.where(loud, torch.nan, 0.0).to(v.dtype)
+        return torch.where(alive, pack(x), nothing), error
 
     def _solution(self, x: Tensor, error: Tensor) -> Solution:
         ok = error <= digits(self.rtol, error.dtype)

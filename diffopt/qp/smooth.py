@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..iterate import Measure, iterate
-from .interior_point import CORRECTOR_RTOL, Setup
+from ..solution import Status
+from .interior_point import CORRECTOR_RTOL, InteriorPoint, Setup
 from .kkt import KKT, Blocks
 from .newton import Iterate, Sides, advance, mean_product, newton, residual, step_length, weights
 from .problem import QP, Products, digits, largest, matvec
@@ -48,16 +49,22 @@ class Center(NamedTuple):
     status: Tensor
 
 
-def center(setup: Setup, kappa: float, max_steps: int) -> Center:
-    """The point with products s y = `kappa`, in units of the user's objective."""
+def center(setup: Setup, kappa: float, wanted: Tensor, solver: InteriorPoint) -> Center:
+    """The point with products s y = `kappa`, in units of the user's objective.
+
+    Args:
+        wanted: samples for which to look for it, bool `(B,)`; the status of others is a failure,
+            as that of samples that have none.
+    """
     family, sides = setup.family, setup.sides
     goal = kappa * setup.scaling.objective.expand(family.qp.batch)  # s y in the scaled units
 
+    ends = torch.where(wanted, -1, int(Status.NUMERICAL_FAILURE))
+
     def measure(x: Iterate) -> Measure:
         found = family.qp.products(x.z, x.nu, x.multipliers())
-        return Measure(
-            _off(family.qp, sides, x, found, goal) / digits(PRECISE, goal.dtype), None, found
-        )
+        error = _off(family.qp, sides, x, found, goal)
+        return Measure(error / digits(PRECISE, error.dtype), ends, found)
 
     def step(x: Iterate, found: Products) -> Iterate:
         kkt = family.factorize(weights(sides, x))
@@ -73,7 +80,8 @@ def center(setup: Setup, kappa: float, max_steps: int) -> Center:
         )
         return advance(x, d, (0.9 * step_length(x, d, sides)).clamp(max=1.0), sides)
 
-    found = iterate(measure, step, cold_start(family, sides), max_steps=max_steps)
+    start = cold_start(family, sides)
+    found = iterate(measure, step, start, max_steps=solver.max_steps, patience=solver.patience)
     x = found.value
     z, nu, y = unscale(setup.scaling, x.z, x.nu, x.multipliers())
     kkt = family.factorize(weights(sides, x))
