@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -55,7 +57,8 @@ _MESSAGES = {
     Status.DUAL_INFEASIBLE: "the objective is unbounded below (a certificate was found); add "
     "bounds or a quadratic term",
     Status.NUMERICAL_FAILURE: "a singular system or a non-finite value was met; the derivative "
-    "may not exist here, or the problem needs scaling or regularisation",
+    "may not exist here (of a QP whose solution is not unique: see proximal and smoothing), or "
+    "the problem needs scaling or regularisation",
     Status.INVALID_INPUT: "the data hold NaN, or an infinity where none is allowed, or Q is not "
     "positive semidefinite",
 }
@@ -126,9 +129,16 @@ def report(status: Tensor, residual: Tensor, on_failure: OnFailure, what: str) -
     message = _explain(status.flatten(), residual.flatten(), failed.flatten(), what)
     if on_failure == "raise":
         raise ConvergenceError(message)
-    # The frame to blame is the user's call of a public function, whose depth varies: leave it at
-    # the caller of `report`, and let the message speak.
-    warnings.warn(message, ConvergenceWarning, stacklevel=2)
+    warnings.warn(message, ConvergenceWarning, stacklevel=_depth_of_the_user())
+
+
+def _depth_of_the_user() -> int:
+    """The stack level, for `report`, of the first frame that is neither ours nor torch's."""
+    ours = tuple(str(Path(module).parent) for module in (__file__, torch.__file__))
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def _explain(status: Tensor, residual: Tensor, failed: Tensor, what: str) -> str:

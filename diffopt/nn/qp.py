@@ -20,7 +20,10 @@ class QPLayer(nn.Module):
         minimise 1/2 z'Qz + p'z    subject to    h_lower <= Gz <= h,   Az = b,   lb <= z <= ub
 
     It holds any of the arguments and takes the rest at each call. An `nn.Parameter` is learned, a
-    tensor is kept as a buffer (it moves with the module and is saved with it), a number as itself.
+    tensor is kept as a buffer (it moves with the module and is saved with it), a number as itself
+    (it is not saved). Learn a Q through a factor, ``layer(p, Q=L @ L.mT + eps * torch.eye(n))``:
+    gradient steps on Q itself leave the positive semidefinite matrices, and then every sample is
+    INVALID_INPUT. `solve` gives the status and the multipliers too, and takes a warm start.
 
     Args:
         Q, p, G, h, A, b, lb, ub, h_lower: arguments of `solve_qp` to hold, of the shapes given
@@ -65,6 +68,8 @@ class QPLayer(nn.Module):
         self.held = tuple(name for name, value in given.items() if value is not None)
         for name in self.held:
             value = given[name]
+            if not isinstance(value, Tensor | int | float):
+                raise ValueError(f"{name} is a {type(value).__name__}: expected a tensor")
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             elif isinstance(value, Tensor):
@@ -82,6 +87,8 @@ class QPLayer(nn.Module):
         """The whole `QPSolution`: multipliers, status and residuals too."""
         given = {k: v for k, v in {"p": p, **arguments}.items() if v is not None}
         for name in given:
+            if name in OPTIONS:
+                raise ValueError(f"{name} is an option of the layer: give it to QPLayer(...)")
             if name not in ARGUMENTS:
                 raise ValueError(f"{name!r} is no argument of a QP: expected one of {ARGUMENTS}")
             if name in self.held:

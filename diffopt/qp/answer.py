@@ -16,7 +16,7 @@ from .problem import QP, Residuals
 from .relaxed import Shifts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QPSolution:
     """The solution of a batch of QPs; z, lam, nu, mu and shifts are differentiable.
 
@@ -51,6 +51,9 @@ class QPSolution:
     polished: Tensor
     certificate: Certificate
     shifts: Shifts | None = None
+
+    def __repr__(self) -> str:
+        return f"QPSolution of {tuple(self.z.shape)}\n{table(self)}"
 
     def table(self) -> str:
         """How the batch fared, as text: counts by status, worst and median residuals and steps."""

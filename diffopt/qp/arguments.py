@@ -165,6 +165,8 @@ def _full(name: str, value: Tensor | float, shape: tuple[int, ...], like: Tensor
         raise ValueError(
             f"{name} is on {value.device}, but p is on {like.device}: move all to one device"
         )
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} is sparse ({value.layout}): pass {name}.to_dense()")
     if value.is_complex():
         raise ValueError(f"{name} is complex ({value.dtype}): expected real numbers")
     if value.ndim == 0 and len(shape) == 1:

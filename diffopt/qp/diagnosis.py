@@ -26,6 +26,8 @@ class Diagnosed(Protocol):
     def weakly_active(self) -> Tensor: ...
     @property
     def polished(self) -> Tensor: ...
+    @property
+    def shifts(self) -> tuple[Tensor, ...] | None: ...
 
 
 def table(solution: Diagnosed) -> str:
@@ -38,7 +40,8 @@ def table(solution: Diagnosed) -> str:
     Returns:
         A few lines: samples of each status; the worst value (NaN is the worst of all), its sample
         and the median (NaN left out; the lower one of two) of the residuals and iterations; how
-        many samples are polished, and how many have a weakly active limit.
+        many samples are polished, how many have a weakly active limit, and how many were shifted
+        (under ``infeasible="closest"`` or "elastic").
 
     Example:
         >>> p = torch.tensor([[-2.0], [-0.25], [0.0]])
@@ -61,6 +64,9 @@ def table(solution: Diagnosed) -> str:
         ("polished", int(solution.polished.sum())),
         ("weakly active", int(weak.sum())),
     ]
+    if solution.shifts is not None:
+        moved = (torch.cat(list(solution.shifts), -1) != 0).any(-1)
+        counts.append(("shifted", int(moved.sum())))
     measures = {**solution.residuals._asdict(), "iterations": solution.iterations}
     width = max(len(name) for name, _ in counts) + 2
     lines = [f"{name:<{width}}{count:>5}" for name, count in counts]

@@ -101,7 +101,8 @@ class InteriorPoint:
         regularization: rho = delta of `kkt`, in the equilibrated space.
         refinements: most steps of iterative refinement of a linear solve.
         warm_mu: the product s y that a warm start begins with, in the equilibrated space.
-        verbose: log one line a step to the logger "diffopt", at level INFO.
+        verbose: log one line a step to the logger "diffopt", at level INFO; to see them,
+            ``logging.basicConfig(level=logging.INFO)``.
         dtype: in which all work is done, torch.float64 or, see `single`, torch.float32.
     """
 

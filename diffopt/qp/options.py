@@ -42,6 +42,10 @@ class Options:
 
     def __post_init__(self) -> None:
         check_on_failure(self.on_failure)
+        if not isinstance(self.solver, InteriorPoint):
+            raise ValueError(
+                f"solver={self.solver!r}: expected an InteriorPoint, for example InteriorPoint()"
+            )
         if not isinstance(self.order, int) or isinstance(self.order, bool) or self.order < 1:
             raise ValueError(f"order={self.order!r}: expected a positive integer")
         for name, choices in (("degenerate", Degenerate), ("infeasible", Infeasible)):

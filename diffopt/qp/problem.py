@@ -43,7 +43,8 @@ class Residuals(NamedTuple):
     Attributes:
         primal: largest violation of Gz <= h, Gz >= h_lower, Az = b, lb <= z <= ub, divided by
             1 + max(|Gz|, |Az|, |b|).
-        dual: |Qz + p + G'lam + A'nu + mu| / (1 + max(|Qz|, |p|, |mu|)).
+        dual: |Qz + p + G'lam + A'nu + mu| / (1 + max(|Qz|, |p|, |mu|)); a multiplier whose sign
+            belongs to an absent limit counts as an error of its own size.
         gap: |z'Qz + p'z + h'lam + b'nu + limits'mu| / (1 + |1/2 z'Qz + p'z|), the sum running
             over the limit that each multiplier belongs to.
     """

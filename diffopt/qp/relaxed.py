@@ -32,7 +32,7 @@ from ..tree import put, take
 from .kkt import Blocks
 from .layer import Answer, solve
 from .options import Options
-from .problem import QP, largest
+from .problem import QP, largest, matvec
 
 
 class Shifts(NamedTuple):
@@ -94,21 +94,29 @@ def _without_answer(answer: Answer) -> Tensor:
 
 
 def _closest(qp: QP, options: Options) -> tuple[Answer, Shifts]:
-    shifts, sign = _least_shifts(qp, options)
+    shifts, sign, z = _least_shifts(qp, options)
+    # The limits are those of z to the last bit: what is feasible by rounding only is infeasible.
+    Gz, Az = matvec(qp.G, z).detach(), matvec(qp.A, z).detach()
     lower, upper = qp.lower[:, : qp.m] + shifts.G, qp.upper[:, : qp.m] + shifts.G
     # A row that had to move is at its shifted limit in every feasible point: an equality.
     lower, upper = torch.where(sign > 0, upper, lower), torch.where(sign < 0, lower, upper)
+    lower, upper = (torch.where(sign != 0, _valued(Gz, v), v) for v in (lower, upper))
     feasible = replace(
         qp,
-        b=qp.b + shifts.A,
+        b=_valued(Az, qp.b + shifts.A),
         lower=torch.cat([lower, qp.lower[:, qp.m :].expand(len(lower), -1)], -1),
         upper=torch.cat([upper, qp.upper[:, qp.m :].expand(len(upper), -1)], -1),
     )
     return solve(feasible, options), shifts
 
 
-def _least_shifts(qp: QP, options: Options) -> tuple[Shifts, Tensor]:
-    """(the shifts of least norm, the signs of those of G).
+def _valued(value: Tensor, graph: Tensor) -> Tensor:
+    """`value` with the derivative of `graph`, which is infinite only where it is not used."""
+    return value + torch.where(graph.isfinite(), graph - graph.detach(), 0.0)
+
+
+def _least_shifts(qp: QP, options: Options) -> tuple[Shifts, Tensor, Tensor]:
+    """(the shifts of least norm, the signs of those of G, a point that needs no more).
 
     They minimise 1/2 |s|^2 over (z, s_G, s_A), and are the multipliers of that QP themselves, so
     that a row that need not move is known, and has a shift of exactly zero.
@@ -120,7 +128,7 @@ def _least_shifts(qp: QP, options: Options) -> tuple[Shifts, Tensor]:
     found = solve(extended, replace(options, smoothing=None))
     G, A = found.x.z[:, n:].split([m, e], -1)
     sign = found.x.y[:, :m].detach().sign()
-    return Shifts(torch.where(sign != 0, G, 0.0), A), sign
+    return Shifts(torch.where(sign != 0, G, 0.0), A), sign, found.x.z[:, :n]
 
 
 def _elastic(qp: QP, options: Options) -> tuple[Answer, Shifts]:
@@ -136,12 +144,14 @@ def _elastic(qp: QP, options: Options) -> tuple[Answer, Shifts]:
     )
     answer = solve(extended, options)
     slack_G, slack_A = answer.x.z[:, n:].split([len(signs) * m, 2 * e], -1)
-    G = sum((-s * t for s, t in zip(signs, slack_G.split(m, -1), strict=True)), qp.p.new_zeros(()))
-    over, under = slack_A.chunk(2, -1)
+    G = slack_G.new_zeros(len(slack_G), m)
+    for j, sign in enumerate(signs):
+        G = G - sign * slack_G[:, j * m : (j + 1) * m]
+    over, under = slack_A.split([e, e], -1)
     k = m + (n if qp.bounded else 0)
     x = Blocks(answer.x.z[:, :n], answer.x.nu, answer.x.y[:, :k])
     facts = answer.facts.cut(n, m)
-    return Answer(x, facts), Shifts(G.expand(len(x.z), m) if m else x.z[:, :0], over - under)
+    return Answer(x, facts), Shifts(G, over - under)
 
 
 def _with_slacks(qp: QP, signs_G: list[float], signs_A: list[float], least: float) -> QP:

@@ -32,6 +32,8 @@ WRONG = {
     "on_failure": (dict(on_failure="print"), "on_failure='print' is not one of"),
     "degenerate": (dict(degenerate="left"), "degenerate='left'"),
     "infeasible": (dict(infeasible="ignore"), "infeasible='ignore'"),
+    "solver": (dict(solver="osqp"), "solver='osqp': expected an InteriorPoint"),
+    "sparse": (dict(A=torch.ones(1, 4).to_sparse(), b=1.0), "A is sparse .*to_dense"),
     "penalty": (dict(infeasible="elastic", penalty=-1.0), "penalty=-1.0: expected a positive"),
     "penalty alone": (dict(penalty=10.0), "penalty=10.0: .*infeasible='elastic'"),
     "smoothing": (dict(smoothing=-1.0), "smoothing=-1.0: expected a positive"),

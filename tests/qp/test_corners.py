@@ -158,6 +158,33 @@ def test_shifts_of_what_stays_infeasible_are_zero():
     assert sol.status == Status.PRIMAL_INFEASIBLE and sol.shifts.G.item() == 0.0
 
 
+@pytest.mark.parametrize("batch", [1, 2, 50])
+def test_a_closest_problem_with_one_feasible_point(batch):
+    """z_0 + z_1 = -b, z >= 0: moved by b, which leaves z = 0 only, whatever the batch mates are."""
+    b = torch.linspace(0.1, 1, batch, dtype=torch.float64).unsqueeze(-1).requires_grad_()
+    p = torch.zeros(2, dtype=torch.float64)
+    ones = torch.ones(1, 2, dtype=torch.float64)
+    sol = solve_qp(EYE2, p, A=ones, b=-b, lb=0.0, infeasible="closest")
+    assert (sol.status == Status.CONVERGED).all() and (sol.z == 0).all()
+    torch.testing.assert_close(sol.shifts.A, b)
+    (grad,) = torch.autograd.grad(sol.shifts.A.sum(), b)
+    torch.testing.assert_close(grad, torch.ones_like(b))
+
+
+def test_elastic_equalities_without_rows_of_G():
+    """min |z|^2 / 2 + z_0 + z_1 + 2 |z_0 + z_1 + 1|, z >= 0: z = 0, shifted by 1."""
+    ones = torch.ones(2, dtype=torch.float64)
+    sol = solve_qp(EYE2, ones, A=ones[None], b=-1.0, lb=0.0, infeasible="elastic", penalty=2.0)
+    assert sol.status == Status.CONVERGED and (sol.z == 0).all()
+    assert sol.shifts.A.tolist() == [1.0] and "shifted            1" in repr(sol)
+
+
+def test_the_warning_points_at_the_line_of_the_user():
+    with pytest.warns(ConvergenceWarning) as caught:
+        solve_qp(EYE1, f64([0.0]), lb=1.0, ub=0.0)
+    assert caught[0].filename == __file__
+
+
 def test_units_of_the_unknowns_make_no_rows_dependent():
     """(1, 1e-12), (1, -1e-12) with z_1 in units of 1e12: a plain change of variables."""
     A, b = f64([[1.0, 1.0], [1.0, -1.0]]), f64([1.0, 3.0])
