@@ -96,7 +96,7 @@ class InteriorPoint:
             sample for which it is not the right one goes on to `eps`.
         eps_reduced: a sample that stalls below this ends as `REDUCED_ACCURACY`.
         eps_infeasible: relative tolerance of a certificate of infeasibility.
-        max_steps: limit on the steps of a sample, from each start.
+        max_steps: limit on the steps of a sample, from each of at most three starts.
         patience: a sample ends after this many steps without a smaller residual.
         regularization: rho = delta of `kkt`, in the equilibrated space.
         refinements: most steps of iterative refinement of a linear solve.
