@@ -64,7 +64,8 @@ def settle(qp: QP, found: Found, degenerate: Degenerate = "central") -> Point:
         found: the outcome of an engine.
         degenerate: what a weakly active row counts as in the derivative.
     """
-    setup, best, error = found.setup, found.polished.best, found.polished.error
+    setup, error = found.setup, found.polished.error
+    best = _without_rows_of_zeros(setup, found.polished.best)
     ok = (succeeded(found.status) & found.polished.done).unsqueeze(-1)
     zero = tiny(error)
     active = ok & at_limit(setup, best, zero)
@@ -92,6 +93,16 @@ def settle(qp: QP, found: Found, degenerate: Degenerate = "central") -> Point:
         kkt=_factorised(setup, found.polished.kkt, t),
         free=free,
     )
+
+
+def _without_rows_of_zeros(setup: Setup, guess: Guess) -> Guess:
+    """The guess without multipliers of rows of G that say nothing: no equation asks for them."""
+    G, m = setup.family.qp.G, setup.family.qp.m
+    zero = (G == 0).all(-1)
+    if not m or not bool(zero.any()):
+        return guess
+    lam = torch.where(zero, 0.0, guess.x.y[:, :m])
+    return guess._replace(x=guess.x._replace(y=torch.cat([lam, guess.x.y[:, m:]], -1)))
 
 
 def _least_norm(

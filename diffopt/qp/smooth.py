@@ -107,9 +107,11 @@ def central_residual(
         qp: the data, attached to the graph of the user's arguments.
         unpack: (z, nu, y) of a vector.
     """
-    # An absent limit must not meet the graph: its term and derivative are zero.
+    # An absent limit, and the slack of zero of a search that failed, must not meet the graph.
+    found = (at.status == int(Status.CONVERGED)).unsqueeze(-1)
     limits = [
-        (torch.where(v.isfinite(), v, 0.0), v.isfinite() & ~at.fixed) for v in (qp.upper, qp.lower)
+        (torch.where(v.isfinite(), v, 0.0), v.isfinite() & ~at.fixed & found)
+        for v in (qp.upper, qp.lower)
     ]
 
     def barrier(Cz: Tensor) -> Tensor:

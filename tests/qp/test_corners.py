@@ -185,6 +185,30 @@ def test_the_warning_points_at_the_line_of_the_user():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("lower", [None, 0.0, -1.0])
+def test_a_row_of_zeros_has_no_multiplier(lower):
+    """Cold and warm, at a limit of zero: no multiplier, and no gradient but that of the rest."""
+    G = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    a = dict(Q=torch.diag(f64([1.0, 6.0])), p=f64([-2.0, -6.0]), G=G, h=0.0, lb=1.0, ub=3.0)
+    cold = solve_qp(**a, h_lower=lower)
+    for sol in (cold, solve_qp(**a, h_lower=lower, warm_start=cold)):
+        assert sol.lam.tolist() == [0.0] and sol.z.tolist() == pytest.approx([2.0, 1.0])
+        (grad,) = torch.autograd.grad(sol.z.sum(), G)
+        assert grad.abs().max() <= 1e-12
+
+
+def test_a_failed_search_for_the_centre_poisons_nobody():
+    G = f64([[0.0, 0.0], [1.0, 0.0]]).requires_grad_()
+    h = f64([[0.0, 1.0], [1.0, 1.0]]).requires_grad_()
+    p = f64([[-2.0, -6.0], [-2.0, -6.0]])
+    with pytest.warns(ConvergenceWarning, match="1 of 2 samples failed"):
+        sol = solve_qp(EYE2, p, G, h, smoothing=1e-3)
+        shared, own = torch.autograd.grad(sol.z.sum(), (G, h))
+    (alone,) = torch.autograd.grad(solve_qp(EYE2, p[1], G, h[1], smoothing=1e-3).z.sum(), G)
+    torch.testing.assert_close(shared, alone)
+    assert own[0].tolist() == [0.0, 0.0] and own.isfinite().all()
+
+
 def test_units_of_the_unknowns_make_no_rows_dependent():
     """(1, 1e-12), (1, -1e-12) with z_1 in units of 1e12: a plain change of variables."""
     A, b = f64([[1.0, 1.0], [1.0, -1.0]]), f64([1.0, 3.0])
