@@ -28,10 +28,10 @@ from torch import Tensor
 
 from ..iterate import Measure, iterate
 from ..solution import Solution, Status
-from .dependence import Dependence
+from .dependence import Dependence, places
 from .interior_point import InteriorPoint
 from .kkt import KKTFamily
-from .newton import Iterate, Ray, Sides, advance, newton, residual, step_length, weights
+from .newton import Iterate, Sides, centred, origin, residual, weights
 from .problem import QP, Products, digits, largest
 from .reference import find
 
@@ -77,16 +77,10 @@ def _center(family: KKTFamily, sides: Sides) -> Solution:
         )
 
     def step(x: Iterate, found: Products) -> Iterate:
-        kkt = family.factorize(weights(sides, x))
-        d = newton(
-            kkt, sides, x, residual(qp, sides, x, found), 1 - x.s * x.y, digits(1e-12, x.z.dtype)
-        )
-        return advance(x, d, (0.9 * step_length(x, d, sides)).clamp(max=1.0), sides)
+        one = torch.ones_like(x.z[:, 0])
+        return centred(family, sides, x, found, one, digits(1e-12, x.z.dtype))
 
-    z, nu = qp.p.new_zeros(qp.batch, qp.n), qp.p.new_zeros(qp.batch, qp.A.shape[-2])
-    one = torch.ones_like(sides.on).expand(qp.batch, -1, -1)
-    start = Iterate(z, nu, one, sides.on.expand_as(one).clone(), Ray(z, z, nu, one[:, 0]))
-    return iterate(measure, step, start, max_steps=40, patience=8)
+    return iterate(measure, step, origin(qp, sides), max_steps=40, patience=8)
 
 
 def least_norm(free: Dependence, y: Tensor, sign: Tensor) -> Tensor:
@@ -113,8 +107,7 @@ def least_norm(free: Dependence, y: Tensor, sign: Tensor) -> Tensor:
 def _shortest(N: Tensor, start: Tensor, sign: Tensor) -> Tensor:
     """c of least norm with sign (start + N c) >= 0, `(B, d)`; N'start = 0, so |start + N c| too."""
     d, rows = N.shape[-1], (sign != 0) & (N != 0).any(-1)
-    first = rows.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    first = first[:, : int(rows.sum(-1).amax())]
+    first = places(rows)
     rows, sign, start = (v.gather(1, first) for v in (rows, sign, start))
     G = -sign.unsqueeze(-1) * N.gather(1, first.unsqueeze(-1).expand(-1, -1, d))
     small = QP(

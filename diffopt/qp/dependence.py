@@ -65,6 +65,15 @@ def dependence(qp: QP, active: Tensor, unit: Tensor) -> Dependence:
     return Dependence(whole.index_copy(0, suspects, basis), alive.to(zero.dtype))
 
 
+def places(mask: Tensor) -> Tensor:
+    """Where `mask` `(B, r)` holds: indices of each sample, as many as the fullest has, in order.
+
+    Those of a sample with fewer are filled up with places where it does not hold.
+    """
+    count = int(mask.sum(-1).amax()) if mask.numel() else 0
+    return mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :count]
+
+
 class _Rows(NamedTuple):
     """The rows of A and the active rows of G, gathered to `(B, r, n)`.
 
@@ -86,8 +95,7 @@ class _Rows(NamedTuple):
     def of(cls, qp: QP, active: Tensor, unit: Tensor) -> _Rows:
         batch, e = active.shape[0], qp.A.shape[-2]
         wanted = torch.cat([active.new_ones(batch, e), active[:, : qp.m]], -1)
-        count = int(wanted.sum(-1).amax()) if wanted.numel() else 0
-        place = wanted.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :count]
+        place = places(wanted)
         real = wanted.gather(1, place)
         if qp.A.shape[0] == 1 and qp.G.shape[0] == 1:
             rows = torch.cat([qp.A[0], qp.G[0]])[place]
@@ -105,8 +113,7 @@ class _Rows(NamedTuple):
         """(rows of length one, restricted to the free unknowns `(B, r, f)`, their lengths)."""
         length = torch.linalg.vector_norm(self.scaled, dim=-1, keepdim=True)
         length = torch.where(length > 0, length, 1.0)
-        most = int(self.free.sum(-1).amax())
-        first = self.free.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :most]
+        first = places(self.free)
         keep = self.free.gather(1, first).unsqueeze(1) & self.real.unsqueeze(-1)
         restricted = self.scaled.gather(2, first.unsqueeze(1).expand(-1, self.rows.shape[1], -1))
         return torch.where(keep, restricted, 0.0) / length, length

@@ -32,11 +32,11 @@ from .kkt import KKT, KKTFamily
 from .newton import (
     Iterate,
     Newton,
-    Ray,
     Rest,
     Sides,
     advance,
     newton,
+    origin,
     residual,
     step_length,
     weights,
@@ -89,10 +89,7 @@ def solve_homogeneous(qp: QP, setup: Setup, solver: InteriorPoint) -> Solution:
 
 def _start(qp: QP, sides: Sides) -> Embedded:
     one = qp.p.new_ones(qp.batch)
-    s = torch.ones_like(sides.on).expand(qp.batch, -1, -1)
-    z, nu = qp.p.new_zeros(qp.batch, qp.n), qp.p.new_zeros(qp.batch, qp.A.shape[-2])
-    ray = Ray(z, z, nu, s[:, 0] * 0)
-    return Embedded(Iterate(z, nu, s, sides.on.expand_as(s).clone(), ray), one, one)
+    return Embedded(origin(qp, sides), one, one)
 
 
 def step(family: KKTFamily, sides: Sides, e: Embedded, found: Products) -> Embedded:

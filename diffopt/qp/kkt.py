@@ -65,6 +65,18 @@ class Blocks(NamedTuple):
         return torch.linalg.vector_norm(torch.cat(self, -1), dim=-1)
 
 
+def pack(x: Blocks) -> Tensor:
+    """(z, nu, y) as one vector a sample, `(B, n + e + k)`."""
+    return torch.cat(x, -1)
+
+
+def unpack(v: Tensor, qp: QP) -> Blocks:
+    """The inverse of `pack`."""
+    e = qp.A.shape[-2]
+    z, nu, y = v.split([qp.n, e, v.shape[-1] - qp.n - e], -1)
+    return Blocks(z, nu, y)
+
+
 @dataclass(frozen=True)
 class KKT:
     """The factorised system: make it with `factorize`, then `solve` any number of times."""

@@ -12,11 +12,11 @@ from ..solution import succeeded
 from ..tree import mapped
 from .certificates import Certificate
 from .engine import Job, Outcome
-from .kkt import Blocks
+from .kkt import Blocks, pack, unpack
 from .lpgd import PerturbedSolve, lagrangian_residual, sided
 from .options import LPGD, Options
 from .problem import QP, Residuals
-from .root import KKTOperator, kkt_residual, pack, unpack
+from .root import KKTOperator, kkt_residual
 from .smooth import central_residual
 
 
@@ -109,7 +109,7 @@ def _smoothed(qp: QP, x: Blocks, outcome: Outcome, options: Options) -> Blocks:
     """The exact values with the derivatives of the central-path point."""
     at, kappa, point = outcome.center, options.kappa(), outcome.point
     assert at is not None and kappa is not None
-    residual = central_residual(qp, point.scaling, at, kappa, unpack)
+    residual = central_residual(qp, point.scaling, at, kappa)
     operator = KKTOperator.at_center(point, at, options.on_failure)
     root = implicit_root(residual, pack(Blocks(at.z, at.nu, at.y)), operator, options.order)
     return Blocks(*(v + (r - r.detach()) for v, r in zip(x, unpack(root, qp), strict=True)))
@@ -120,5 +120,5 @@ def _perturbed(qp: QP, x: Blocks, status: Tensor, options: Options, tau: float) 
     at = sided(x)
     detached: QP = mapped(qp, lambda v: v.detach())
     operator = PerturbedSolve(detached, at, status, tau, options.solver, options.on_failure)
-    root = implicit_root(lagrangian_residual(qp, unpack), pack(at), operator)
+    root = implicit_root(lagrangian_residual(qp), pack(at), operator)
     return type(at)(*unpack(root, qp)).joined()

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..operators import Operator
 from ..solution import OnFailure, Solution, succeeded
 from .interior_point import InteriorPoint
-from .kkt import Blocks
+from .kkt import Blocks, unpack
 from .point import settle
 from .problem import QP, matvec
 from .reference import find
@@ -47,9 +47,7 @@ def sided(x: Blocks) -> Sided:
     return Sided(x.z, x.nu, torch.cat([x.y.clamp(min=0), (-x.y).clamp(min=0)], -1))
 
 
-def lagrangian_residual(
-    qp: QP, unpack: Callable[[Tensor, QP], Blocks]
-) -> Callable[[Tensor], Tensor]:
+def lagrangian_residual(qp: QP) -> Callable[[Tensor], Tensor]:
     """The gradient of the Lagrangian in (z, nu, y_0, y_1), less its value at the solution."""
     upper, lower = (torch.where(v.isfinite(), v, 0.0) for v in (qp.upper, qp.lower))
 

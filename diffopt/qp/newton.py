@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .kkt import KKT, Blocks
+from .kkt import KKT, Blocks, KKTFamily
 from .problem import QP, Products
 
 TINY = 1e-30  # s and y are kept above it
@@ -161,3 +161,20 @@ def advance(x: Iterate, d: Newton, length: Tensor, sides: Sides) -> Iterate:
     s = (x.s + side * d.ds).clamp(min=TINY)
     y = torch.maximum(x.y + side * d.dy, sides.floor)
     return Iterate(x.z + row * d.dz, x.nu + row * d.dnu, s, y, x.last)
+
+
+def origin(qp: QP, sides: Sides) -> Iterate:
+    """z = 0, nu = 0 and every slack and multiplier one."""
+    z, nu = qp.p.new_zeros(qp.batch, qp.n), qp.p.new_zeros(qp.batch, qp.A.shape[-2])
+    s = torch.ones_like(sides.on).expand(qp.batch, -1, -1)
+    ray = Ray(z, z, nu, torch.zeros_like(s[:, 0]))
+    return Iterate(z, nu, s, sides.on.expand_as(s).clone(), ray)
+
+
+def centred(
+    family: KKTFamily, sides: Sides, x: Iterate, products: Products, goal: Tensor, rtol: float
+) -> Iterate:
+    """x after one damped Newton step towards the central-path point with s y = `goal` `(B,)`."""
+    kkt, rest = family.factorize(weights(sides, x)), residual(family.qp, sides, x, products)
+    d = newton(kkt, sides, x, rest, goal[:, None, None] - x.s * x.y, rtol)
+    return advance(x, d, (0.9 * step_length(x, d, sides)).clamp(max=1.0), sides)

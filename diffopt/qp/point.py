@@ -73,7 +73,7 @@ def settle(qp: QP, found: Found, degenerate: Degenerate = "central") -> Point:
     weak = active & ~setup.sides.fixed & (best.x.y.abs() < zero)
     free = dependence(qp, active, setup.scaling.z)
     best, error = _least_norm(qp, setup, best, error, free, active)
-    t = _activity(qp, setup, best, active, weak, degenerate)
+    t = _activity(setup, best, active, weak, degenerate)
     changed = not torch.equal((t == 0) & ok, active)
     if free.basis.shape[-1] and changed:
         free = dependence(qp, (t == 0) & ok, setup.scaling.z)
@@ -96,13 +96,14 @@ def settle(qp: QP, found: Found, degenerate: Degenerate = "central") -> Point:
 
 
 def _without_rows_of_zeros(setup: Setup, guess: Guess) -> Guess:
-    """The guess without multipliers of rows of G that say nothing: no equation asks for them."""
-    G, m = setup.family.qp.G, setup.family.qp.m
-    zero = (G == 0).all(-1)
-    if not m or not bool(zero.any()):
+    """The guess with rows of zeros inactive, without multipliers: no equation asks for them."""
+    empty = setup.family.qp.empty_rows()
+    if not bool(empty.any()):
         return guess
-    lam = torch.where(zero, 0.0, guess.x.y[:, :m])
-    return guess._replace(x=guess.x._replace(y=torch.cat([lam, guess.x.y[:, m:]], -1)))
+    y, t = guess.x.y, guess.t
+    empty = torch.nn.functional.pad(empty, (0, y.shape[-1] - empty.shape[-1]))
+    x = guess.x._replace(y=torch.where(empty, 0.0, y))
+    return guess._replace(x=x, t=torch.where(empty, 1.0, t))
 
 
 def _least_norm(
@@ -128,13 +129,10 @@ def _least_norm(
 
 
 def _activity(
-    qp: QP, setup: Setup, guess: Guess, active: Tensor, weak: Tensor, degenerate: Degenerate
+    setup: Setup, guess: Guess, active: Tensor, weak: Tensor, degenerate: Degenerate
 ) -> Tensor:
     """t with the weak rows as `degenerate` says."""
     t = torch.where(active & ~weak, 0.0, guess.t)
-    if qp.m:  # a row of zeros binds nothing
-        zero = (setup.family.qp.G == 0).all(-1)
-        t[:, : qp.m] = torch.where(zero, 1.0, t[:, : qp.m])
     if degenerate != "central":
         return torch.where(weak, 0.0 if degenerate == "active" else 1.0, t)
     some = weak.any(-1).nonzero().flatten()

@@ -140,7 +140,7 @@ def at_limit(setup: Setup, guess: Guess, zero: Tensor) -> Tensor:
     sides, qp = setup.sides, setup.family.qp
     gap = (qp.rows(guess.x.z).unsqueeze(1) - sides.limit).abs()
     near = (sides.present & (gap < zero.unsqueeze(1))).any(1)
-    nonzero = (qp.G != 0).any(-1)
+    nonzero = ~qp.empty_rows()
     if qp.bounded:
         nonzero = torch.cat([nonzero, nonzero.new_ones(len(nonzero), qp.n)], -1)
     return (near | (guess.t == 0)) & nonzero

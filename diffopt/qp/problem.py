@@ -146,6 +146,10 @@ class QP:
         upper = torch.where(self.upper > -torch.inf, self.upper, torch.inf)
         return replace(qp, lower=lower, upper=upper)
 
+    def empty_rows(self) -> Tensor:
+        """Rows of G that are zero and so bind nothing, bool `(B|1, m)`."""
+        return (self.G == 0).all(-1)
+
     def proximal(self, weight: float) -> QP:
         """The same QP with weight/2 |z|^2 added to the objective."""
         eye = torch.eye(self.n, dtype=self.Q.dtype, device=self.Q.device)

@@ -15,23 +15,11 @@ from torch import Tensor
 from ..operators import Operator
 from ..solution import OnFailure, Solution, Status, succeeded
 from .dependence import Dependence
-from .kkt import KKT, Blocks
+from .kkt import KKT, Blocks, pack, unpack
 from .point import Point
 from .polish import active_conditions
 from .problem import QP, digits
 from .smooth import Center
-
-
-def pack(x: Blocks) -> Tensor:
-    """(z, nu, y) as one vector a sample, `(B, n + e + k)`."""
-    return torch.cat(x, -1)
-
-
-def unpack(v: Tensor, qp: QP) -> Blocks:
-    """The inverse of `pack`."""
-    e = qp.A.shape[-2]
-    z, nu, y = v.split([qp.n, e, v.shape[-1] - qp.n - e], -1)
-    return Blocks(z, nu, y)
 
 
 def kkt_residual(qp: QP, point: Point) -> Callable[[Tensor], Tensor]:

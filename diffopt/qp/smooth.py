@@ -21,8 +21,8 @@ from torch import Tensor
 from ..iterate import Measure, iterate
 from ..solution import Status
 from .interior_point import CORRECTOR_RTOL, InteriorPoint, Setup
-from .kkt import KKT, Blocks
-from .newton import Iterate, Sides, advance, mean_product, newton, residual, step_length, weights
+from .kkt import KKT, unpack
+from .newton import Iterate, Sides, centred, mean_product, residual, weights
 from .problem import QP, Products, digits, largest, matvec
 from .scaling import Scaling, unscale
 from .start import cold_start
@@ -67,18 +67,8 @@ def center(setup: Setup, kappa: float, wanted: Tensor, solver: InteriorPoint) ->
         return Measure(error / digits(PRECISE, error.dtype), ends, found)
 
     def step(x: Iterate, found: Products) -> Iterate:
-        kkt = family.factorize(weights(sides, x))
         target = torch.maximum(goal, SHRINK * mean_product(x, sides))
-        rest = residual(family.qp, sides, x, found)
-        d = newton(
-            kkt,
-            sides,
-            x,
-            rest,
-            target[:, None, None] - x.s * x.y,
-            digits(CORRECTOR_RTOL, x.z.dtype),
-        )
-        return advance(x, d, (0.9 * step_length(x, d, sides)).clamp(max=1.0), sides)
+        return centred(family, sides, x, found, target, digits(CORRECTOR_RTOL, x.z.dtype))
 
     start = cold_start(family, sides)
     found = iterate(measure, step, start, max_steps=solver.max_steps, patience=solver.patience)
@@ -99,13 +89,12 @@ def _off(qp: QP, sides: Sides, x: Iterate, found: Products, goal: Tensor) -> Ten
 
 
 def central_residual(
-    qp: QP, scaling: Scaling, at: Center, kappa: float, unpack: Callable[[Tensor, QP], Blocks]
+    qp: QP, scaling: Scaling, at: Center, kappa: float
 ) -> Callable[[Tensor], Tensor]:
     """F whose root is the central-path point, its rows scaled as those of the factor at it.
 
     Args:
         qp: the data, attached to the graph of the user's arguments.
-        unpack: (z, nu, y) of a vector.
     """
     # An absent limit, and the slack of zero of a search that failed, must not meet the graph.
     found = (at.status == int(Status.CONVERGED)).unsqueeze(-1)
