@@ -9,10 +9,14 @@ from importlib import metadata
 
 import torch
 
-from .qp import solve_qp
+from .qp import InteriorPoint, solve_qp
+from .qp.native import unavailable
 
 # engine: a function that gives None if the engine can be used here, else the reason why not
-ENGINES: dict[str, Callable[[], str | None]] = {"torch": lambda: None}
+ENGINES: dict[str, Callable[[], str | None]] = {
+    "torch": lambda: None,
+    "native": lambda: unavailable(InteriorPoint(), torch.device("cpu")),
+}
 # used by examples, benchmarks and comparisons, never by the library
 PACKAGES = ("cvxpy", "cvxpylayers", "scipy", "osqp", "clarabel", "piqp")
 # the self-test has an answer of rounding size 1e-16

@@ -14,7 +14,7 @@ from problems.random_qp import (
     unbounded_qp,
 )
 
-ENGINES = {"torch": InteriorPoint()}
+ENGINES = {"torch": InteriorPoint(engine="torch"), "native": InteriorPoint(engine="native")}
 
 # name: instance with a unique solution and unique multipliers
 QPS = {

@@ -14,7 +14,8 @@ ARROWS = {
     "linear": {"iterate", "solution"},
     "operators": {"linear", "solution", "tree"},
     "implicit": {"operators", "solution"},
-    "qp": {"implicit", "operators", "iterate", "linear", "solution", "tree"},
+    "_native": set(),
+    "qp": {"_native", "implicit", "operators", "iterate", "linear", "solution", "tree"},
     "nn": {"qp"},
     "doctor": {"qp"},
     "__init__": {"doctor", "nn", "qp", "implicit", "solution"},
@@ -23,8 +24,8 @@ ARROWS = {
 QP_ORDER = [
     "problem", "arguments", "stack", "diagnosis", "scaling", "factors", "structure", "kkt",
     "newton", "start", "certificates", "interior_point", "options", "polish", "homogeneous",
-    "reference", "dependence", "degeneracy", "point", "smooth", "engine", "root", "lpgd", "layer",
-    "relaxed", "answer", "eager", "compiled", "__init__",
+    "reference", "native", "engines", "dependence", "degeneracy", "point", "smooth", "engine",
+    "root", "lpgd", "layer", "relaxed", "direct", "answer", "eager", "compiled", "__init__",
 ]  # fmt: skip
 FILES = sorted((ROOT / "diffopt").rglob("*.py"))
 

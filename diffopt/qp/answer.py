@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..solution import succeeded
+from .arguments import Data
 from .certificates import Certificate
 from .diagnosis import table
 from .kkt import Blocks
 from .layer import Answer
+from .native import Lanes
 from .problem import QP, Residuals
 from .relaxed import Shifts
 
@@ -82,6 +84,29 @@ def shaped(
         polished=facts.polished.view(batch),
         certificate=Certificate(*(as_given(v) for v in facts.certificate)),
         shifts=None if shifts is None else Shifts(*(as_given(v) for v in shifts)),
+    )
+
+
+def settled(data: Data, x: Blocks, lanes: Lanes, dtype: torch.dtype) -> QPSolution:
+    """The solution of a batch that the native engine settled."""
+    batch, n, m, e = data.batch, data.n, data.m, data.e
+    size, zero = len(lanes.z), lanes.z.new_zeros(())
+
+    def as_given(v: Tensor) -> Tensor:
+        return v.to(dtype).view(*batch, v.shape[-1])
+
+    mu = x.y[:, m:] if data.bounded else zero.new_zeros(size, n)
+    return QPSolution(
+        z=as_given(x.z),
+        lam=as_given(x.y[:, :m]),
+        nu=as_given(x.nu),
+        mu=as_given(mu),
+        status=torch.zeros(batch, dtype=torch.int64),
+        iterations=lanes.steps.view(batch),
+        residuals=Residuals(*lanes.residuals.view(*batch, 3).unbind(-1)),
+        weakly_active=torch.zeros(*batch, m + n, dtype=torch.bool),
+        polished=lanes.polished.view(batch),
+        certificate=Certificate(*(zero.to(dtype).expand(*batch, k) for k in (n, e, m, m, n, n))),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,55 @@ SHAPES = {
 }
 
 
-def build(
+@dataclass(frozen=True)
+class Data:
+    """The arguments of `solve_qp`, checked.
+
+    Attributes:
+        given: those that are present, each with one batch dimension first, of size 1 where all
+            samples share it; in one dtype, in the graph of what the user passed.
+        n, m, e: number of unknowns, rows of G, rows of A.
+        batch: the common batch shape.
+        like: a tensor of the dtype and on the device of all.
+    """
+
+    given: dict[str, Tensor]
+    n: int
+    m: int
+    e: int
+    batch: torch.Size
+    like: Tensor
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are bounds on the unknowns."""
+        return "lb" in self.given or "ub" in self.given
+
+    def qp(self) -> QP:
+        """The problem, absent blocks filled and the limits of the rows of C stacked."""
+        n, m, e, inf = self.n, self.m, self.e, float("inf")
+
+        def get(name: str, shape: tuple[int, ...], value: float) -> Tensor:
+            held = self.given.get(name)
+            return self.like.new_full((1, *shape), value) if held is None else held
+
+        lower, upper = get("h_lower", (m,), -inf), get("h", (m,), inf)
+        if self.bounded:
+            lower, upper = _stack(lower, get("lb", (n,), -inf)), _stack(upper, get("ub", (n,), inf))
+        Q = get("Q", (n, n), 0.0)
+        return QP(
+            Q=(Q + Q.mT) / 2,
+            p=get("p", (n,), 0.0),
+            G=get("G", (m, n), 0.0),
+            A=get("A", (e, n), 0.0),
+            b=get("b", (e,), 0.0),
+            lower=lower,
+            upper=upper,
+            bounded=self.bounded,
+        )
+
+
+def check(
     Q: Tensor | None,
     p: Tensor,
     G: Tensor | None,
@@ -36,11 +85,11 @@ def build(
     ub: Limit,
     h_lower: Limit,
     dtype: torch.dtype = torch.float64,
-) -> tuple[QP, torch.Size]:
+) -> Data:
     """Check the arguments of `solve_qp` and bring them to `dtype` and one batch dimension.
 
     Returns:
-        The QP, attached to the graph of the arguments, and their common batch shape.
+        What was given, attached to the graph of the arguments.
 
     Raises:
         ValueError: naming the argument, its shape and what was expected.
@@ -67,7 +116,7 @@ def build(
             f"b, lb, ub) do not broadcast together: {shapes}"
         ) from None
     flat = {k: _flatten(v, len(given[k][1]), batch) for k, v in full.items()}
-    return _assemble(flat, n, m, e, like), batch
+    return Data(flat, n, m, e, batch, like)
 
 
 def complete(problem: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,30 +133,6 @@ def complete(problem: Mapping[str, Any]) -> dict[str, Any]:
         if name not in SHAPES:
             raise ValueError(f"{name!r} is no argument of a QP: expected one of {tuple(SHAPES)}")
     return {name: problem.get(name) for name in SHAPES}
-
-
-def _assemble(flat: dict[str, Tensor], n: int, m: int, e: int, like: Tensor) -> QP:
-    """Fill the absent blocks and stack the limits of the rows of C."""
-
-    def get(name: str, shape: tuple[int, ...], value: float) -> Tensor:
-        return flat[name] if name in flat else like.new_full((1, *shape), value)
-
-    inf = float("inf")
-    lower, upper = get("h_lower", (m,), -inf), get("h", (m,), inf)
-    bounded = "lb" in flat or "ub" in flat
-    if bounded:
-        lower, upper = _stack(lower, get("lb", (n,), -inf)), _stack(upper, get("ub", (n,), inf))
-    Q = get("Q", (n, n), 0.0)
-    return QP(
-        Q=(Q + Q.mT) / 2,
-        p=get("p", (n,), 0.0),
-        G=get("G", (m, n), 0.0),
-        A=get("A", (e, n), 0.0),
-        b=get("b", (e,), 0.0),
-        lower=lower,
-        upper=upper,
-        bounded=bounded,
-    )
 
 
 def _stack(a: Tensor, b: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def certificate(
     qp: QP, scaled: QP, scaling: Scaling, sides: Sides, x: Iterate, status: Tensor
 ) -> Certificate:
     """The proofs that the iterates hold for `status` `(B,)`, in the units of the user's `qp`."""
-    out = _nothing(qp, len(status))
+    out = nothing(qp, len(status))
     some = (status == int(Status.DUAL_INFEASIBLE)).nonzero().flatten()
     if len(some):
         d, _ = _ray(*(take(v, some) for v in (scaled, sides, x)))
@@ -78,7 +78,8 @@ def certificate(
     return out
 
 
-def _nothing(qp: QP, batch: int) -> Certificate:
+def nothing(qp: QP, batch: int) -> Certificate:
+    """No proof."""
     sizes = (qp.n, qp.A.shape[-2], qp.m, qp.m, qp.n, qp.n)
     return Certificate(*(qp.p.new_zeros(batch, size) for size in sizes))
 

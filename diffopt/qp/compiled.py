@@ -23,7 +23,7 @@ from .options import LPGD, Degenerate, Infeasible, Options
 from .problem import Residuals
 from .relaxed import Shifts
 
-SETTINGS = tuple(f.name for f in fields(InteriorPoint) if f.name != "dtype")
+SETTINGS = tuple(f.name for f in fields(InteriorPoint) if f.name not in ("dtype", "engine"))
 WARM = ("z", "lam", "nu", "mu", "status")
 # The outputs of the operator, flat, with the sizes of their last dimension, () for none; the
 # first six are differentiable.
@@ -68,7 +68,7 @@ def _encoded(options: Options) -> tuple[Any, ...]:
         [float(getattr(solver, name)) for name in SETTINGS],
         solver.dtype == torch.float32,
         [options.price(), options.kappa() or 0.0, float(tau), float(options.proximal)],
-        f"{options.degenerate} {options.infeasible} {options.on_failure}",
+        f"{options.degenerate} {options.infeasible} {options.on_failure} {solver.engine}",
     )
 
 
@@ -78,9 +78,10 @@ def _decoded(
     """The inverse of `_encoded`."""
     types: dict[str, Any] = {f.name: type(f.default) for f in fields(InteriorPoint)}
     held: dict[str, Any] = {k: types[k](v) for k, v in zip(SETTINGS, settings, strict=True)}
-    solver = InteriorPoint(**held, dtype=torch.float32 if single else torch.float64)
+    degenerate, infeasible, on_failure, engine = names.split()
+    held |= {"dtype": torch.float32 if single else torch.float64, "engine": engine}
+    solver = InteriorPoint(**held)
     price, kappa, tau, proximal = numbers
-    degenerate, infeasible, on_failure = names.split()
     return Options(
         solver=solver,
         degenerate=cast(Degenerate, degenerate),

@@ -29,11 +29,11 @@ from torch import Tensor
 from ..iterate import Measure, iterate
 from ..solution import Solution, Status
 from .dependence import Dependence, places
+from .engines import find
 from .interior_point import InteriorPoint
 from .kkt import KKTFamily
 from .newton import Iterate, Sides, centred, origin, residual, weights
 from .problem import QP, Products, digits, largest
-from .reference import find
 
 
 def central_weights(family: KKTFamily, strict: Tensor, weak: Tensor, at_upper: Tensor) -> Tensor:

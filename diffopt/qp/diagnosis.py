@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..solution import Status
-from .arguments import build, complete
+from .arguments import check, complete
 from .problem import QP, Residuals
 
 
@@ -132,14 +132,15 @@ def check_kkt(
     if arguments["lb"] is None and arguments["ub"] is None:
         arguments["lb"] = -float("inf")  # makes room for mu, whose entries then have no limit
         mu = torch.zeros_like(z) if mu is None and isinstance(z, Tensor) else mu
-    qp, batch = build(**arguments)
+    data = check(**arguments)
+    qp, batch = data.qp(), data.batch
     sizes = {"z": qp.n, "lam": qp.m, "nu": qp.A.shape[-2], "mu": qp.n}
     given = zip(sizes, (z, lam, nu, mu), strict=True)
     point = {k: _candidate(k, value, sizes[k], qp) for k, value in given}
     joint = _joint(batch, point)
     if joint != batch:  # more candidates than problems: p carries their batch dimensions in
         arguments["p"] = arguments["p"].expand(*joint, qp.n)
-        qp, _ = build(**arguments)
+        qp = check(**arguments).qp()
     x = {k: v.expand(*joint, -1).reshape(joint.numel(), sizes[k]) for k, v in point.items()}
     residuals = qp.residuals(x["z"], x["nu"], torch.cat([x["lam"], x["mu"]], -1))
     return Residuals(*(r.expand(joint.numel()).view(joint) for r in residuals))

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .answer import QPSolution, as_blocks, empty, shaped
-from .arguments import build
+from .answer import QPSolution, as_blocks, empty, settled, shaped
+from .arguments import check
+from .direct import solve_direct
 from .layer import solve
 from .options import Options
 from .relaxed import solve_closest, solve_elastic
@@ -22,8 +23,13 @@ def solve_eager(
     """The solution of the QPs that `arguments` of `solve_qp` describe."""
     device = arguments["p"].device.type if isinstance(arguments["p"], Tensor) else "cpu"
     with torch.autocast(device, enabled=False):
-        qp, batch = build(**arguments, dtype=options.solver.dtype)
+        data = check(**arguments, dtype=options.solver.dtype)
         dtype = common_dtype(arguments)
+        if warm_start is None:
+            found = solve_direct(data, options, None)
+            if found is not None:
+                return settled(data, *found, dtype)
+        qp, batch = data.qp(), data.batch
         if batch.numel() == 0:
             return empty(qp, batch, dtype, options.infeasible != "report")
         qp = qp.proximal(options.proximal) if options.proximal else qp

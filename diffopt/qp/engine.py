@@ -16,12 +16,12 @@ from torch.autograd.function import Function
 from ..solution import OnFailure, Status, report, succeeded
 from ..tree import mapped, rebuilt, tensors
 from .certificates import Certificate
+from .engines import find
 from .interior_point import InteriorPoint
 from .kkt import Blocks
 from .options import Degenerate
 from .point import Point, settle
 from .problem import QP
-from .reference import find
 from .smooth import Center, center
 
 

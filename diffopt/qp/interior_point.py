@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ from .scaling import Scaling, equilibrate, unscale, unscale_products
 # the next step sees.
 PREDICTOR_RTOL, CORRECTOR_RTOL = 1e-4, 1e-10
 LOG = logging.getLogger("diffopt")
+Engine = Literal["auto", "torch", "native"]
 
 
 class Setup(NamedTuple):
@@ -104,6 +105,8 @@ class InteriorPoint:
         verbose: log one line a step to the logger "diffopt", at level INFO; to see them,
             ``logging.basicConfig(level=logging.INFO)``.
         dtype: in which all work is done, torch.float64 or, see `single`, torch.float32.
+        engine: "torch", on any device; "native", compiled, on the CPU, in float64; or "auto", the
+            fastest of those that can do what is asked. The answers are the same.
     """
 
     eps: float = 1e-8
@@ -117,13 +120,18 @@ class InteriorPoint:
     warm_mu: float = 1e-3
     verbose: bool = False
     dtype: torch.dtype = torch.float64
+    engine: Engine = "auto"
 
     def __post_init__(self) -> None:
-        numbers = (f.name for f in fields(self) if f.name not in ("verbose", "dtype"))
+        numbers = (f.name for f in fields(self) if f.name not in ("verbose", "dtype", "engine"))
         check_positive(self, *numbers)
         if self.dtype not in (torch.float64, torch.float32):
             raise ValueError(
                 f"InteriorPoint(dtype={self.dtype}): expected torch.float64 or torch.float32"
+            )
+        if self.engine not in get_args(Engine):
+            raise ValueError(
+                f"InteriorPoint(engine={self.engine!r}): expected one of {get_args(Engine)}"
             )
 
     @classmethod

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from ..operators import Operator
 from ..solution import OnFailure, Solution, succeeded
+from .engines import find
 from .interior_point import InteriorPoint
 from .kkt import Blocks, unpack
 from .point import settle
 from .problem import QP, matvec
-from .reference import find
 
 
 class Sided(Blocks):

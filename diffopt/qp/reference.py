@@ -53,7 +53,7 @@ class Found(NamedTuple):
     certificate: Certificate
 
 
-def find(qp: QP, solver: InteriorPoint, warm: Blocks | None = None) -> Found:
+def find_reference(qp: QP, solver: InteriorPoint, warm: Blocks | None = None) -> Found:
     """The solution of each sample of `qp`, or what is known about it, without gradients.
 
     Args:
@@ -62,7 +62,11 @@ def find(qp: QP, solver: InteriorPoint, warm: Blocks | None = None) -> Found:
         warm: solution of a similar problem in the user's units; a sample that is not finite
             starts cold.
     """
-    setup = Setup.of(qp, solver)
+    return search(qp, Setup.of(qp, solver), solver, warm)
+
+
+def search(qp: QP, setup: Setup, solver: InteriorPoint, warm: Blocks | None) -> Found:
+    """`find_reference`, with the equilibrated problem at hand."""
     trial = _first(qp, setup, solver, warm)
     for unsettled, run in ((_stopped_early, _to_the_end), (_unsolved, _embedded)):
         left = unsettled(trial, solver).nonzero().flatten()

@@ -68,9 +68,9 @@ class KKTOperator(Operator):
     def at(cls, point: Point, on_failure: OnFailure) -> KKTOperator:
         """The operator at a polished point."""
         scaling = point.scaling
-        columns = _side_by_side(scaling.z, scaling.nu, scaling.y)
+        columns = side_by_side(scaling.z, scaling.nu, scaling.y)
         on = torch.where(point.t < 1, (1 - point.t) * scaling.rows, 1.0)
-        rows = _side_by_side(scaling.equal, on)
+        rows = side_by_side(scaling.equal, on)
         alive = succeeded(point.status)
         lost = torch.zeros_like(alive)
         return cls(point.kkt, columns, rows, point.free, alive, lost, on_failure)
@@ -114,7 +114,7 @@ class KKTOperator(Operator):
         return Solution(x, status, torch.ones_like(status), error)
 
 
-def _side_by_side(*parts: Tensor) -> Tensor:
+def side_by_side(*parts: Tensor) -> Tensor:
     """The parts `(B|1, ...)` as one vector a sample."""
     size = max(v.shape[0] for v in parts)
     return torch.cat([v.expand(size, -1) for v in parts], -1)

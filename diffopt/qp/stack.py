@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .arguments import SHAPES, build, complete
+from .arguments import SHAPES, check, complete
 
 # argument: what a padded entry holds, where that is not zero
 FILL = {"h": float("inf"), "ub": float("inf"), "h_lower": -float("inf"), "lb": -float("inf")}
@@ -183,7 +183,7 @@ def _checked(index: int, problem: Mapping[str, Any]) -> dict[str, Any]:
     try:
         full = complete(problem)
         with torch.no_grad():
-            _, batch = build(**full)
+            batch = check(**full).batch
         if len(batch):
             shapes = {k: tuple(v.shape) for k, v in full.items() if isinstance(v, Tensor)}
             raise ValueError(

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from diffopt.qp.arguments import build
+from diffopt.qp.arguments import check
 from diffopt.qp.kkt import Blocks, KKTFamily
 from diffopt.qp.scaling import equilibrate, unscale, unscale_products
 from diffopt.qp.structure import Constant, Dense, Diagonal
@@ -20,7 +20,7 @@ NAMES = ["inequality and equality", "box and equality", "everything", "shared ma
 
 def prepared(name):
     arguments = cases.QPS[name].arguments()
-    qp, _ = build(**arguments)
+    qp = check(**arguments).qp()
     return qp, *equilibrate(qp)
 
 
@@ -80,7 +80,7 @@ def qp_of(
     if copies:
         a["G"] = torch.cat([a["G"], a["G"][..., :copies, :]], -2)
         a["h"] = torch.cat([a["h"], a["h"][..., :copies]], -1)
-    return equilibrate(build(**a)[0])[0]
+    return equilibrate(check(**a).qp())[0]
 
 
 # name: (QP, kind of its factor, whether the samples share the factor of H)
@@ -209,7 +209,7 @@ def test_eliminating_a_definite_Q_is_accurate(kind, condition, generator):
     a = random_qp(12, 5, 2, batch=(6,), condition=condition, shared=("Q", "G", "A")).arguments()
     if kind is Diagonal:
         a["Q"] = torch.diag(a["Q"].diagonal())
-    qp = equilibrate(build(**a)[0])[0]
+    qp = equilibrate(check(**a).qp())[0]
     t, r = some_activity(qp, generator), random_blocks(qp, generator)
     errors = []
     for other in (kind, Dense):
@@ -243,8 +243,8 @@ def test_scaling_keeps_the_problem(name, generator):
 
 def test_rows_in_any_units_are_brought_to_one_and_the_unknowns_stay_in_bounds():
     G = torch.diag(torch.logspace(-12, 12, 6, dtype=torch.float64))
-    qp, _ = build(torch.eye(6).double(), torch.ones(6).double(), G, 1.0, None, None, None, None,
-                  None)  # fmt: skip
+    qp = check(torch.eye(6).double(), torch.ones(6).double(), G, 1.0, None, None, None, None,
+               None).qp()  # fmt: skip
     scaled, scaling = equilibrate(qp)
     rows = scaled.G.abs().amax(-1)
     assert rows.min() >= 0.5 and rows.max() <= 1.5

@@ -1,0 +1,95 @@
+// The Python module: addresses in, answers written where they point. It knows nothing of torch;
+// the caller keeps the memory alive, contiguous and of the right size (diffopt/qp/native.py).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <chrono>
+#include <memory>
+#include <system_error>
+#include <tuple>
+
+#include "engine.hpp"
+
+#ifndef DIFFOPT_MODULE
+#define DIFFOPT_MODULE base
+#endif
+
+namespace py = pybind11;
+using namespace diffopt;
+
+using Address = unsigned long;
+using Given = std::array<std::tuple<Address, long, long>, 9>;
+using Sizes = std::tuple<long, int, int, int, bool>;
+using Numbers = std::tuple<double, double, double, double, double, int, int, int>;
+
+static Batch batch_of(const Sizes& sizes, const Given& given) {
+    auto slice = [&](int i) {
+        auto [data, batch, step] = given[i];
+        return Slice{(const double*)data, batch, step};
+    };
+    auto [size, n, m, e, bounded] = sizes;
+    return {size, n, m, e, bounded, slice(0), slice(1), slice(2), slice(3), slice(4), slice(5), slice(6), slice(7), slice(8)};
+}
+
+static Settings settings_of(const Numbers& numbers) {
+    auto [eps, eps_polish, eps_infeasible, regularization, warm_mu, max_steps, patience, refinements] = numbers;
+    return {eps, eps_polish, eps_infeasible, regularization, warm_mu, max_steps, patience, refinements};
+}
+
+// A tenth of a second after it was last asked, Python is asked whether Ctrl-C was pressed.
+static bool signalled() {
+    using Clock = std::chrono::steady_clock;
+    static thread_local Clock::time_point last;
+    auto now = Clock::now();
+    if (now - last < std::chrono::milliseconds(100)) return false;
+    last = now;
+    py::gil_scoped_acquire held;
+    return PyErr_CheckSignals() != 0;
+}
+
+// f with the engine for these arguments, without the GIL; what Ctrl-C raises is passed on.
+template <class F> static void run(const Batch& batch, const Settings& settings, Plan chosen, F f) {
+    Interrupt interrupt;
+    interrupt.ask = signalled;
+    {
+        py::gil_scoped_release released;
+        with_engine(batch, settings, chosen, [&](const auto& engine) { f(engine, interrupt); });
+    }
+    if (interrupt.stop) throw py::error_already_set();
+}
+
+using Chosen = std::tuple<bool, bool, bool>;
+
+PYBIND11_MODULE(DIFFOPT_MODULE, module) {
+    module.def("plan", [](const Sizes& sizes, const Given& given, const Numbers& numbers) {
+        Batch batch = batch_of(sizes, given);
+        Settings settings = settings_of(numbers);
+        Plan chosen = plan(batch);
+        unsigned long bytes = 0;
+        with_engine(batch, settings, chosen, [&](const auto& engine) { bytes = engine.tape_bytes(); });
+        return std::make_tuple(Chosen{chosen.across, chosen.shared, chosen.diagonal}, bytes);
+    });
+    module.def("solve", [](const Sizes& sizes, const Given& given, const Numbers& numbers, Chosen chosen,
+                           Address tape, int threads, std::array<Address, 3> warm,
+                           std::array<Address, 9> out) {
+        Batch batch = batch_of(sizes, given);
+        Settings settings = settings_of(numbers);
+        Warm from{(const double*)warm[0], (const double*)warm[1], (const double*)warm[2]};
+        Answers answers{(double*)out[0], (double*)out[1], (double*)out[2], (double*)out[3],
+                        (double*)out[4], (signed char*)out[5], (long*)out[6], (bool*)out[7], (bool*)out[8]};
+        auto [across, shared, diagonal] = chosen;
+        run(batch, settings, Plan{across, shared, diagonal}, [&](const auto& engine, Interrupt& interrupt) {
+            engine.solve((void*)tape, threads, interrupt, from, answers);
+        });
+    });
+    module.def("apply_inverse", [](const Sizes& sizes, const Given& given, const Numbers& numbers, Chosen chosen,
+                                   Address tape, int threads, bool transpose, Address v, Address x, Address error) {
+        Batch batch = batch_of(sizes, given);
+        Settings settings = settings_of(numbers);
+        auto [across, shared, diagonal] = chosen;
+        run(batch, settings, Plan{across, shared, diagonal}, [&](const auto& engine, Interrupt& interrupt) {
+            engine.apply_inverse((void*)tape, threads, interrupt, transpose, (const double*)v, (double*)x, (double*)error);
+        });
+    });
+}
