@@ -19,6 +19,7 @@ FLAGS = [
     "-fvisibility=hidden",
     "-pthread",
     "-Wno-psabi",
+    "-Wno-ignored-attributes",
 ]
 BUILDS = {
     "base": [],

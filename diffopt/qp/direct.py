@@ -53,7 +53,7 @@ def solve_direct(data: Data, options: Options, warm: Blocks | None) -> tuple[Blo
 
 
 def _plain(data: Data, options: Options) -> bool:
-    """Whether only first derivatives, in reverse mode, of the solutions themselves are asked for."""
+    """Whether first derivatives of the solutions themselves, in reverse mode, are all."""
     special = options.order != 1 or options.smoothing is not None or options.proximal
     if special or options.infeasible != "report" or not data.batch.numel():
         return False
