@@ -13,6 +13,7 @@ A^-T, its jvp is A^-1, and torch.func.vmap adds a batch dimension.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from .operators import Dense, Operator
-from .solution import fill_failed, report
+from .solution import fill_failed, report, succeeded
 
 
 def implicit_root(
@@ -72,8 +73,8 @@ def implicit_root(
     if root.ndim == 0:
         raise ValueError("root is a number: expected shape (*B, n); use root.reshape(1)")
     fixed = root.detach()
-    alive = fixed.isfinite().all(-1, keepdim=True)
-    z = torch.where(alive, fixed, 0.0)
+    alive = _alive(fixed)
+    z = _where(alive, fixed)
     r = residual(z)
     if r.shape != z.shape:
         raise ValueError(
@@ -85,8 +86,25 @@ def implicit_root(
     for k in range(order):
         r = residual(z) if k else r
         # A dead sample's residual may be NaN; where() keeps it, and its gradient, out.
-        z = z - _Solve.apply(torch.where(alive, r, 0.0), operator, False, order, *_held(operator))
-    return torch.where(alive, z, fixed)
+        z = z - _Solve.apply(_where(alive, r), operator, False, order, *_held(operator))
+    return z if alive is None else torch.where(alive, z, fixed)
+
+
+def _alive(root: Tensor) -> Tensor | None:
+    """Which samples are finite, `(*B, 1)`; None for all, where asking costs next to nothing."""
+    finite = root.isfinite()
+    cheap = root.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+    return None if cheap and bool(finite.all()) else finite.all(-1, keepdim=True)
+
+
+def _where(alive: Tensor | None, v: Tensor) -> Tensor:
+    return v if alive is None else torch.where(alive, v, 0.0)
+
+
+def _signed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward` with its signature at hand, which torch else works out anew at every call."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
 
 
 def _held(operator: Operator) -> tuple[Tensor, ...]:
@@ -103,19 +121,12 @@ class _Solve(Function):
     """
 
     @staticmethod
+    @_signed
     def forward(
         v: Tensor, operator: Operator, transpose: bool, order: int | None, *held: Tensor
     ) -> Tensor:
-        A = operator.rebuild(*held)
-        solution = A.solve_transpose(v) if transpose else A.solve(v)
-        what = (
-            "implicit derivative: the transposed linear solve"
-            if transpose
-            else ("implicit derivative: the linear solve")
-        )
-        report(solution.status, solution.residual, A.on_failure, what)
-        fill = float("nan") if A.on_failure == "nan" else 0.0
-        return fill_failed(solution.value, solution.status, fill)
+        u = _solved(v, operator.rebuild(*held), transpose)
+        return u.clone() if u is v else u  # torch does not save what is returned
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -126,8 +137,11 @@ class _Solve(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         v, *held = ctx.saved_tensors
+        rest = None, None, None, *[None] * len(held)
+        if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
+            return _solved(grads[0], ctx.operator.rebuild(*held), not ctx.transpose), *rest
         u = _Solve.apply(grads[0], ctx.operator, not ctx.transpose, None, *held)
-        return _guarded(u, v, ctx.order), None, None, None, *[None] * len(held)
+        return _guarded(u, v, ctx.order), *rest
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
@@ -147,6 +161,18 @@ class _Solve(Function):
         return _Solve.apply(v, operator, transpose, order, *held), 0
 
 
+def _solved(v: Tensor, A: Operator, transpose: bool) -> Tensor:
+    """A^-1 v or A^-T v, failed samples reported and filled as `A.on_failure` says."""
+    solution = A.solve_transpose(v) if transpose else A.solve(v)
+    value: Tensor = solution.value
+    if bool(succeeded(solution.status).all()):
+        return value
+    kind = "transposed linear" if transpose else "linear"
+    what = f"implicit derivative: the {kind} solve"
+    report(solution.status, solution.residual, A.on_failure, what, A.names)
+    return fill_failed(value, solution.status, float("nan") if A.on_failure == "nan" else 0.0)
+
+
 def _guarded(u: Tensor, v: Tensor, order: int | None) -> Tensor:
     return u if order is None else _Guard.apply(u, v, order - 1)
 
@@ -155,6 +181,7 @@ class _Guard(Function):
     """u, tied to v; differentiable `left` times, then an error instead of a wrong number."""
 
     @staticmethod
+    @_signed
     def forward(u: Tensor, v: Tensor, left: int) -> Tensor:
         return u.clone()
 

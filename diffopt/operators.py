@@ -32,6 +32,7 @@ class Operator(ABC):
     """
 
     on_failure: OnFailure
+    names: Tensor | None = None  # of the samples in warnings; by default their places
     captures: ClassVar[bool] = False  # whether it depends on tensors that are not among its fields
 
     @abstractmethod

@@ -109,7 +109,13 @@ def check_positive(settings: object, *names: str) -> None:
             raise ValueError(f"{kind}({name}={value!r}): expected a positive number")
 
 
-def report(status: Tensor, residual: Tensor, on_failure: OnFailure, what: str) -> None:
+def report(
+    status: Tensor,
+    residual: Tensor,
+    on_failure: OnFailure,
+    what: str,
+    names: Tensor | None = None,
+) -> None:
     """Say which samples failed, once: a `ConvergenceWarning`, or the error under "raise".
 
     Args:
@@ -117,6 +123,8 @@ def report(status: Tensor, residual: Tensor, on_failure: OnFailure, what: str) -
         residual: the error that each sample stopped at, `(*B,)`.
         on_failure: "warn", "raise", "nan" or "ignore"; the last two say nothing here.
         what: the name of the solve, for the message.
+        names: of the samples, `(number of samples,)`; by default their places in the flattened
+            batch.
 
     Raises:
         ConvergenceError: under "raise", if a sample failed.
@@ -126,7 +134,10 @@ def report(status: Tensor, residual: Tensor, on_failure: OnFailure, what: str) -
     failed = ~succeeded(status)
     if not bool(failed.any()):
         return
-    message = _explain(status.flatten(), residual.flatten(), failed.flatten(), what)
+    status, residual, failed = status.flatten(), residual.flatten(), failed.flatten()
+    if names is None or len(names) != len(status):
+        names = torch.arange(len(status))
+    message = _explain(status, residual, failed, what, names)
     if on_failure == "raise":
         raise ConvergenceError(message)
     warnings.warn(message, ConvergenceWarning, stacklevel=_depth_of_the_user())
@@ -141,15 +152,17 @@ def _depth_of_the_user() -> int:
     return depth
 
 
-def _explain(status: Tensor, residual: Tensor, failed: Tensor, what: str) -> str:
-    """One line a status, naming up to five of its samples by their place in the flattened batch."""
+def _explain(status: Tensor, residual: Tensor, failed: Tensor, what: str, names: Tensor) -> str:
+    """One line a status, naming up to five of its samples."""
     lines = [f"{what}: {int(failed.sum())} of {failed.numel()} samples failed"]
     for code in status[failed].unique().tolist():
         where = (status == code).nonzero().flatten().tolist()
-        names = ", ".join(map(str, where[:5])) + (", ..." if len(where) > 5 else "")
+        some = ", ".join(str(int(names[i])) for i in where[:5]) + (
+            ", ..." if len(where) > 5 else ""
+        )
         worst = float(residual[where].max())
         kind = Status(code)
-        lines.append(f"  sample {names}: {kind.name} (residual {worst:.1e}): {kind.message}")
+        lines.append(f"  sample {some}: {kind.name} (residual {worst:.1e}): {kind.message}")
     return "\n".join(lines)
 
 

@@ -4,11 +4,12 @@
 
 namespace diffopt {
 
-// Where the answers go, a sample after the other; `active` is +1 at an upper limit, -1 at a lower
+// Where the answers go, a sample after the other: x = (z, nu, y), facts = the residuals primal, dual
+// and gap, and the worst in both units; `active` is +1 at an upper limit, -1 at a lower
 // one, 0 elsewhere, its rows those of G and then the bounds. `polished`: converged, and the point
 // of its active set; `settled`: with nothing left to choose besides.
 struct Answers {
-    double *z, *nu, *y, *residuals, *error;  // residuals: primal, dual, gap
+    double *x, *facts;
     signed char* active;
     long* steps;
     bool *polished, *settled;
@@ -176,17 +177,18 @@ template <class T, class E> struct Group {
         const V good = pick(polished, V{} + 1.0, V{}), clear = pick(settled, V{} + 1.0, V{});
         for (int l = 0; l < T::lanes && first + l < batch.size; l++) {
             const long b = first + l;
-            for (int j = 0; j < n; j++) o.z[b * n + j] = lane(qp.units.z[j], l) * lane(polish.best.z[j], l);
-            for (int i = 0; i < e; i++) o.nu[b * e + i] = lane(qp.units.nu[i], l) * lane(polish.best.nu[i], l);
+            double *z = o.x + b * (n + e + rows), *nu = z + n, *y = nu + e;
+            for (int j = 0; j < n; j++) z[j] = lane(qp.units.z[j], l) * lane(polish.best.z[j], l);
+            for (int i = 0; i < e; i++) nu[i] = lane(qp.units.nu[i], l) * lane(polish.best.nu[i], l);
             for (int i = 0; i < rows; i++) {
                 const int k = i < m ? i : qp.bounds + i - m;
-                o.y[b * rows + i] = lane(qp.units.y[k], l) * lane(polish.best.y[k], l);
+                y[i] = lane(qp.units.y[k], l) * lane(polish.best.y[k], l);
                 o.active[b * rows + i] = lane(polish.t[k], l) == 0 ? (lane(polish.side[k], l) > 0 ? 1 : -1) : 0;
                 if (i >= m && o.active[b * rows + i])  // at its bound to the last bit
-                    o.z[b * n + i - m] = bound(o.active[b * rows + i] > 0 ? batch.ub : batch.lb, b, i - m);
+                    z[i - m] = bound(o.active[b * rows + i] > 0 ? batch.ub : batch.lb, b, i - m);
             }
-            for (int i = 0; i < 3; i++) o.residuals[3 * b + i] = lane(polish.worst[i], l);
-            o.error[b] = lane(polish.error, l);
+            for (int i = 0; i < 3; i++) o.facts[4 * b + i] = lane(polish.worst[i], l);
+            o.facts[4 * b + 3] = lane(polish.error, l);
             o.steps[b] = (long)lane(ip.steps, l);
             o.polished[b] = lane(good, l) > 0, o.settled[b] = lane(clear, l) > 0;
         }

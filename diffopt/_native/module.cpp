@@ -9,7 +9,7 @@
 #include <system_error>
 #include <tuple>
 
-#include "engine.hpp"
+#include "gradients.hpp"
 
 #ifndef DIFFOPT_MODULE
 #define DIFFOPT_MODULE base
@@ -48,15 +48,22 @@ static bool signalled() {
     return PyErr_CheckSignals() != 0;
 }
 
-// f with the engine for these arguments, without the GIL; what Ctrl-C raises is passed on.
-template <class F> static void run(const Batch& batch, const Settings& settings, Plan chosen, F f) {
+// f without the GIL; what Ctrl-C raises is passed on.
+template <class F> static void interruptible(F f) {
     Interrupt interrupt;
     interrupt.ask = signalled;
     {
         py::gil_scoped_release released;
-        with_engine(batch, settings, chosen, [&](const auto& engine) { f(engine, interrupt); });
+        f(interrupt);
     }
     if (interrupt.stop) throw py::error_already_set();
+}
+
+// f with the engine for these arguments.
+template <class F> static void run(const Batch& batch, const Settings& settings, Plan chosen, F f) {
+    interruptible([&](Interrupt& interrupt) {
+        with_engine(batch, settings, chosen, [&](const auto& engine) { f(engine, interrupt); });
+    });
 }
 
 using Chosen = std::tuple<bool, bool, bool>;
@@ -72,24 +79,36 @@ PYBIND11_MODULE(DIFFOPT_MODULE, module) {
     });
     module.def("solve", [](const Sizes& sizes, const Given& given, const Numbers& numbers, Chosen chosen,
                            Address tape, int threads, std::array<Address, 3> warm,
-                           std::array<Address, 9> out) {
+                           std::array<Address, 6> out) {
         Batch batch = batch_of(sizes, given);
         Settings settings = settings_of(numbers);
         Warm from{(const double*)warm[0], (const double*)warm[1], (const double*)warm[2]};
-        Answers answers{(double*)out[0], (double*)out[1], (double*)out[2], (double*)out[3],
-                        (double*)out[4], (signed char*)out[5], (long*)out[6], (bool*)out[7], (bool*)out[8]};
+        Answers answers{(double*)out[0], (double*)out[1], (signed char*)out[2],
+                        (long*)out[3], (bool*)out[4], (bool*)out[5]};
         auto [across, shared, diagonal] = chosen;
         run(batch, settings, Plan{across, shared, diagonal}, [&](const auto& engine, Interrupt& interrupt) {
             engine.solve((void*)tape, threads, interrupt, from, answers);
         });
+        long settled = 0;
+        for (long i = 0; i < batch.size; i++) settled += answers.settled[i];
+        return settled;
     });
-    module.def("apply_inverse", [](const Sizes& sizes, const Given& given, const Numbers& numbers, Chosen chosen,
-                                   Address tape, int threads, bool transpose, Address v, Address x, Address error) {
-        Batch batch = batch_of(sizes, given);
+    module.def("apply_inverse", [](const Sizes& sizes, const Numbers& numbers, Chosen chosen, Address tape, int threads, bool transpose, Address v, Address x, Address error) {
+        Batch batch = batch_of(sizes, Given{});
         Settings settings = settings_of(numbers);
         auto [across, shared, diagonal] = chosen;
         run(batch, settings, Plan{across, shared, diagonal}, [&](const auto& engine, Interrupt& interrupt) {
             engine.apply_inverse((void*)tape, threads, interrupt, transpose, (const double*)v, (double*)x, (double*)error);
+        });
+    });
+    module.def("outer_products", [](const Sizes& sizes, int threads, Address x, Address u, Address active,
+                                    std::array<Address, 9> out) {
+        Batch batch = batch_of(sizes, Given{});
+        auto to = [&](int i) { return (double*)out[i]; };
+        Gradients gradients{to(0), to(1), to(2), to(3), to(4), to(5), to(6), to(7), to(8)};
+        interruptible([&](Interrupt& interrupt) {
+            pull_back_all(batch, threads, interrupt, (const double*)x, (const double*)u,
+                          (const signed char*)active, gradients);
         });
     });
 }

@@ -13,7 +13,6 @@ from .certificates import Certificate
 from .diagnosis import table
 from .kkt import Blocks
 from .layer import Answer
-from .native import Lanes
 from .problem import QP, Residuals
 from .relaxed import Shifts
 
@@ -62,51 +61,31 @@ class QPSolution:
         return table(self)
 
 
-def shaped(
-    qp: QP, answer: Answer, shifts: Shifts | None, batch: torch.Size, dtype: torch.dtype
-) -> QPSolution:
+def shaped(data: Data, answer: Answer, shifts: Shifts | None, dtype: torch.dtype) -> QPSolution:
     """The solution in the user's shapes and dtype."""
-    x, facts, m = answer.x, answer.facts, qp.m
-    mu = x.y[:, m:] if qp.bounded else torch.zeros_like(x.z)
+    x, facts, m, batch = answer.x, answer.facts, data.m, data.batch
+    flat = len(batch) == 1
+    lam, mu = x.y.split([m, data.n], -1) if data.bounded else (x.y, torch.zeros_like(x.z))
 
     def as_given(v: Tensor) -> Tensor:
-        return v.to(dtype).view(*batch, v.shape[-1])
+        v = v if v.dtype == dtype else v.to(dtype)
+        return v if flat else v.view(*batch, v.shape[-1])
+
+    def number(v: Tensor) -> Tensor:
+        return v if flat else v.view(batch)
 
     return QPSolution(
         z=as_given(x.z),
-        lam=as_given(x.y[:, :m]),
+        lam=as_given(lam),
         nu=as_given(x.nu),
         mu=as_given(mu),
-        status=facts.status.view(batch),
-        iterations=facts.steps.view(batch),
-        residuals=Residuals(*(r.view(batch) for r in facts.residuals)),
-        weakly_active=facts.weak.view(*batch, m + qp.n),
-        polished=facts.polished.view(batch),
-        certificate=Certificate(*(as_given(v) for v in facts.certificate)),
-        shifts=None if shifts is None else Shifts(*(as_given(v) for v in shifts)),
-    )
-
-
-def settled(data: Data, x: Blocks, lanes: Lanes, dtype: torch.dtype) -> QPSolution:
-    """The solution of a batch that the native engine settled."""
-    batch, n, m, e = data.batch, data.n, data.m, data.e
-    size, zero = len(lanes.z), lanes.z.new_zeros(())
-
-    def as_given(v: Tensor) -> Tensor:
-        return v.to(dtype).view(*batch, v.shape[-1])
-
-    mu = x.y[:, m:] if data.bounded else zero.new_zeros(size, n)
-    return QPSolution(
-        z=as_given(x.z),
-        lam=as_given(x.y[:, :m]),
-        nu=as_given(x.nu),
-        mu=as_given(mu),
-        status=torch.zeros(batch, dtype=torch.int64),
-        iterations=lanes.steps.view(batch),
-        residuals=Residuals(*lanes.residuals.view(*batch, 3).unbind(-1)),
-        weakly_active=torch.zeros(*batch, m + n, dtype=torch.bool),
-        polished=lanes.polished.view(batch),
-        certificate=Certificate(*(zero.to(dtype).expand(*batch, k) for k in (n, e, m, m, n, n))),
+        status=number(facts.status),
+        iterations=number(facts.steps),
+        residuals=Residuals(*map(number, facts.residuals)),
+        weakly_active=facts.weak if flat else facts.weak.view(*batch, m + data.n),
+        polished=number(facts.polished),
+        certificate=Certificate(*map(as_given, facts.certificate)),
+        shifts=None if shifts is None else Shifts(*map(as_given, shifts)),
     )
 
 
@@ -139,28 +118,28 @@ def empty(qp: QP, batch: torch.Size, dtype: torch.dtype, relaxed: bool) -> QPSol
     )
 
 
-def as_blocks(qp: QP, solution: QPSolution, batch: torch.Size) -> Blocks:
+def as_blocks(data: Data, solution: QPSolution) -> Blocks:
     """A solution of the past as a warm start, in the units of the user."""
     if not isinstance(solution, QPSolution):
         kind = type(solution).__name__
         raise ValueError(f"warm_start is a {kind}: expected the QPSolution of an earlier solve_qp")
-    m, n, e = qp.m, qp.n, qp.A.shape[-2]
-    sizes = {"z": n, "lam": m, "nu": e, "mu": n}
+    like, batch, n = data.like, data.batch, data.n
+    sizes = {"z": n, "lam": data.m, "nu": data.e, "mu": n}
     parts = {}
     for name, size in sizes.items():
         value = getattr(solution, name).detach()
-        if value.device != qp.p.device:
+        if value.device != like.device:
             raise ValueError(
-                f"warm_start.{name} is on {value.device}, but p is on {qp.p.device}: pass a "
+                f"warm_start.{name} is on {value.device}, but p is on {like.device}: pass a "
                 "solution on the same device"
             )
-        value = value.to(qp.p.dtype)
+        value = value.to(like.dtype)
         if value.shape != (*batch, size):
             raise ValueError(
                 f"warm_start.{name} has shape {tuple(value.shape)}, but this problem needs "
                 f"{(*batch, size)}: pass the solution of a problem of the same shapes"
             )
         parts[name] = value.reshape(batch.numel(), size)
-    y = torch.cat([parts["lam"], parts["mu"]], -1) if qp.bounded else parts["lam"]
+    y = torch.cat([parts["lam"], parts["mu"]], -1) if data.bounded else parts["lam"]
     z = torch.where(succeeded(solution.status).view(-1, 1), parts["z"], torch.nan)
     return Blocks(z, parts["nu"], y)

@@ -103,12 +103,11 @@ def check(
         for name, value in zip(SHAPES, values, strict=True)
     }
     _check_partners(given)
-    like = p.to(dtype)
+    like = p if p.dtype == dtype else p.to(dtype)
     full = {k: _full(k, v, shape, like) for k, (v, shape) in given.items() if v is not None}
+    leads = {v.shape[: v.ndim - len(given[k][1])] for k, v in full.items()}
     try:
-        batch = torch.broadcast_shapes(
-            *(v.shape[: v.ndim - len(given[k][1])] for k, v in full.items())
-        )
+        batch = leads.pop() if len(leads) == 1 else torch.broadcast_shapes(*leads)
     except RuntimeError:
         shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in full.items())
         raise ValueError(
@@ -186,6 +185,8 @@ def _full(name: str, value: Tensor | float, shape: tuple[int, ...], like: Tensor
                 f"{name} must be a tensor of shape (*B, {_dims(shape)}), not {value!r}"
             )
         return like.new_full(shape, float(value))
+    if value is like:
+        return value
     if value.device != like.device:
         raise ValueError(
             f"{name} is on {value.device}, but p is on {like.device}: move all to one device"
@@ -202,7 +203,7 @@ def _full(name: str, value: Tensor | float, shape: tuple[int, ...], like: Tensor
             f"with n = {like.shape[-1]} unknowns from p of shape {tuple(like.shape)}, one row per "
             "limit, any batch dimensions *B"
         )
-    return value.to(like.dtype)
+    return value if value.dtype == like.dtype else value.to(like.dtype)
 
 
 def _dims(shape: tuple[int, ...]) -> str:
@@ -212,6 +213,8 @@ def _dims(shape: tuple[int, ...]) -> str:
 def _flatten(value: Tensor, event: int, batch: torch.Size) -> Tensor:
     """One batch dimension: 1 if all samples share `value`, else the whole batch."""
     lead, tail = value.shape[: value.ndim - event], value.shape[value.ndim - event :]
+    if len(lead) == 1 and (lead == batch or lead[0] == 1 != batch.numel()):
+        return value
     if lead.numel() == 1 and batch.numel() != 0:
         return value.reshape(1, *tail)
     return value.expand(*batch, *tail).reshape(batch.numel(), *tail)

@@ -1,61 +1,104 @@
-"""The short way from arguments to answer: batches that the native engine settles.
+"""From arguments to answer: the short way where the native engine settles, the long one elsewhere.
 
 Nothing is copied, stacked or measured again, which for small problems costs more than the solve.
-The derivative is that of `implicit_root`, as always: of the conditions of the active set, whose
-value at the solution is zero and whose pull-back are outer products.
+The derivative is that of `implicit_root`, as always, of the same conditions.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import Function
 
 from ..implicit import implicit_root
-from ..tree import take
+from ..tree import put, take
 from .arguments import SHAPES, Data
+from .certificates import Certificate
+from .conditions import conditions_of
 from .interior_point import Setup
 from .kkt import Blocks
-from .native import Factors, Lanes, as_found, serves, solve
+from .layer import Answer, Facts, solve
+from .native import Factors, Lanes, Run, as_found, run, serves
 from .options import Options
 from .point import settle
+from .problem import QP, Residuals
 from .root import KKTOperator, side_by_side
 
 
-def solve_direct(data: Data, options: Options, warm: Blocks | None) -> tuple[Blocks, Lanes] | None:
-    """((z, nu, y) in the graph of the data, and what is known besides); None: not this way."""
+def solve_data(data: Data, options: Options, warm: Blocks | None) -> Answer:
+    """The answer for the problem that `data` describe, by the short way as far as it goes."""
     if not _plain(data, options):
-        return None
-    batch, k = data.batch.numel(), data.m + data.n if data.bounded else data.m
+        return solve(_problem(data, options), options, warm)
+    sizes = (data.batch.numel(), data.n, data.m, data.e, data.bounded)
     wanted = torch.is_grad_enabled() and any(v.requires_grad for v in data.given.values())
-    sizes = (batch, data.n, data.m, data.e, data.bounded)
-    lanes, layout, tape = solve(data.given, sizes, options.solver, warm, keep=wanted)
-    if not bool(lanes.settled.all()):
-        return None
-    x = Blocks(lanes.z, lanes.nu, lanes.y)
-    if tape is None:
-        return x, lanes
-    given = [data.given.get(name) for name in SHAPES]
+    found = run(data.given, sizes, options.solver, warm, keep=wanted)
+    if found.settled == 0:
+        return solve(_problem(data, options), options, warm)
+    left = (~found.lanes.settled).nonzero().flatten() if found.settled < sizes[0] else None
+    if left is not None:
+        found.lanes.x[left] = 0.0  # nothing of it is used, not even as a factor of zero
+    answer = _answer(data, found, options)
+    return answer if left is None else _completed(data, answer, left, options, warm)
 
-    def conditions(root: Tensor) -> Tensor:
-        return _Conditions.apply(lanes, *given)
 
-    def rescue(samples: Tensor, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
-        return _by_reference(data, options, lanes, samples, v, transpose)
+def _answer(data: Data, found: Run, options: Options) -> Answer:
+    """What the core found, in the graph of the data."""
+    lanes, m, n = found.lanes, data.m, data.n
+    widths = [n, data.e, m + n if data.bounded else m]
+    x = lanes.x
+    if found.tape is not None:
+        given = [data.given.get(name) for name in SHAPES]
 
-    operator = Factors(tape, layout, rescue, options.on_failure)
-    root = implicit_root(conditions, torch.cat(x, -1), operator)
-    return Blocks(*root.split([data.n, data.e, k], -1)), lanes
+        def conditions(root: Tensor) -> Tensor:
+            return conditions_of(widths, lanes, *given)
+
+        def rescue(samples: Tensor, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
+            return _by_reference(data, options, lanes, samples, v, transpose)
+
+        known = None if found.settled == len(x) else lanes.settled
+        operator = Factors(found.tape, found.layout, known, rescue, options.on_failure)
+        x = implicit_root(conditions, x, operator)
+    return Answer(Blocks(*x.split(widths, -1)), _facts(data, lanes))
+
+
+def _facts(data: Data, lanes: Lanes) -> Facts:
+    """What is known of settled samples besides."""
+    n, m, e, size = data.n, data.m, data.e, len(lanes.x)
+    *residuals, error = lanes.facts.unbind(-1)
+    nothing = lanes.x.new_zeros(()).expand(size, 3 * n + e + 2 * m)
+    return Facts(
+        status=torch.zeros(size, dtype=torch.int64),
+        steps=lanes.steps,
+        residuals=Residuals(*residuals),
+        polished=lanes.polished,
+        error=error,
+        weak=torch.zeros(size, m + n, dtype=torch.bool),
+        certificate=Certificate(*nothing.split([n, e, m, m, n, n], -1)),
+    )
+
+
+def _completed(
+    data: Data, answer: Answer, left: Tensor, options: Options, warm: Blocks | None
+) -> Answer:
+    """`answer` with the samples `left` solved the long way."""
+    given = {k: v if v.shape[0] == 1 else v[left] for k, v in data.given.items()}
+    part = replace(data, given=given, batch=torch.Size([len(left)]))
+    start = None if warm is None else take(warm, left)
+    rest = solve(_problem(part, options), options, start, names=left)
+    x = Blocks(*(a.index_copy(0, left, b) for a, b in zip(answer.x, rest.x, strict=True)))
+    return Answer(x, put(answer.facts, left, rest.facts))
+
+
+def _problem(data: Data, options: Options) -> QP:
+    qp = data.qp()
+    return qp.proximal(options.proximal) if options.proximal else qp
 
 
 def _plain(data: Data, options: Options) -> bool:
     """Whether first derivatives of the solutions themselves, in reverse mode, are all."""
-    special = options.order != 1 or options.smoothing is not None or options.proximal
-    if special or options.infeasible != "report" or not data.batch.numel():
+    if options.order != 1 or options.smoothing is not None or options.proximal:
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
@@ -75,52 +118,3 @@ def _by_reference(
     unit = side_by_side(scaling.dual, scaling.equal, at_rows)  # its rows over those here
     out = operator.solve_transpose(v) if transpose else operator.solve(v * unit)
     return out.value * unit if transpose else out.value, out.residual
-
-
-class _Conditions(Function):
-    """The KKT conditions of the active sets as a function of the data, at the solution:
-
-    Qz + p + A'nu + G'lam + mu,    Az - b,    Cz - limit of active rows, -y of the others.
-
-    All are zero there. They are linear in the data, so that the pull-back of (u_z, u_nu, u_y) needs
-    the solution only.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, lanes: Lanes, *given: Tensor | None) -> Tensor:
-        ctx.save_for_backward(lanes.z, lanes.nu, lanes.y, lanes.active)
-        ctx.shared = [v is not None and v.shape[0] == 1 and len(lanes.z) > 1 for v in given]
-        ctx.m = given[2].shape[-2] if given[2] is not None else 0
-        return lanes.z.new_zeros(len(lanes.z), sum(v.shape[-1] for v in lanes[:3]))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        z, nu, y, active = ctx.saved_tensors
-        u_z, u_nu, u_y = grads[0].split([z.shape[-1], nu.shape[-1], y.shape[-1]], -1)
-        up, low = (active > 0) * -u_y, (active < 0) * -u_y
-        lam, m = y[:, : ctx.m], ctx.m
-        at_rows = -(up + low)[:, :m]
-        pull_back = {
-            "Q": lambda shared: _outer(u_z / 2, z, z, u_z / 2, shared),
-            "p": lambda shared: _sum(u_z, shared),
-            "G": lambda shared: _outer(lam, u_z, at_rows, z, shared),
-            "h": lambda shared: _sum(up[:, :m], shared),
-            "A": lambda shared: _outer(nu, u_z, u_nu, z, shared),
-            "b": lambda shared: _sum(-u_nu, shared),
-            "lb": lambda shared: _sum(low[:, m:], shared),
-            "ub": lambda shared: _sum(up[:, m:], shared),
-            "h_lower": lambda shared: _sum(low[:, :m], shared),
-        }
-        asked = zip(SHAPES, ctx.shared, ctx.needs_input_grad[1:], strict=True)
-        return None, *(pull_back[name](shared) if want else None for name, shared, want in asked)
-
-
-def _sum(v: Tensor, shared: bool) -> Tensor:
-    return v.sum(0, keepdim=True) if shared else v
-
-
-def _outer(a: Tensor, b: Tensor, c: Tensor, d: Tensor, shared: bool) -> Tensor:
-    """a b' + c d' of each sample, summed over the samples where they share it."""
-    if shared:
-        return (a.mT @ b + c.mT @ d).unsqueeze(0)
-    return torch.stack([a, c], -1) @ torch.stack([b, d], -2)

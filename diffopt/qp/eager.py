@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .answer import QPSolution, as_blocks, empty, settled, shaped
+from .answer import QPSolution, as_blocks, empty, shaped
 from .arguments import check
-from .direct import solve_direct
-from .layer import solve
+from .direct import solve_data
 from .options import Options
 from .relaxed import solve_closest, solve_elastic
 
@@ -22,22 +21,18 @@ def solve_eager(
 ) -> QPSolution:
     """The solution of the QPs that `arguments` of `solve_qp` describe."""
     device = arguments["p"].device.type if isinstance(arguments["p"], Tensor) else "cpu"
-    with torch.autocast(device, enabled=False):
-        data = check(**arguments, dtype=options.solver.dtype)
-        dtype = common_dtype(arguments)
-        if warm_start is None:
-            found = solve_direct(data, options, None)
-            if found is not None:
-                return settled(data, *found, dtype)
-        qp, batch = data.qp(), data.batch
-        if batch.numel() == 0:
-            return empty(qp, batch, dtype, options.infeasible != "report")
-        qp = qp.proximal(options.proximal) if options.proximal else qp
-        warm = None if warm_start is None else as_blocks(qp, warm_start, batch)
-        if options.infeasible == "report":
-            return shaped(qp, solve(qp, options, warm), None, batch, dtype)
-        relaxed = solve_closest if options.infeasible == "closest" else solve_elastic
-        return shaped(qp, *relaxed(qp, options, warm), batch, dtype)
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return solve_eager(arguments, options, warm_start)
+    data, dtype = check(**arguments, dtype=options.solver.dtype), common_dtype(arguments)
+    if data.batch.numel() == 0:
+        return empty(data.qp(), data.batch, dtype, options.infeasible != "report")
+    warm = None if warm_start is None else as_blocks(data, warm_start)
+    if options.infeasible == "report":
+        return shaped(data, solve_data(data, options, warm), None, dtype)
+    relaxed = solve_closest if options.infeasible == "closest" else solve_elastic
+    qp = data.qp().proximal(options.proximal)
+    return shaped(data, *relaxed(qp, options, warm), dtype)
 
 
 def common_dtype(arguments: Mapping[str, Any]) -> torch.dtype:

@@ -46,6 +46,7 @@ class Job:
         degenerate: see `degeneracy`.
         on_failure: see `solution.report`.
         kappa: the products of the point to be differentiated in place of the solution.
+        names: of the samples in warnings.
         finite: after `run`, whether all data were valid; if not, it was the QP of
             `without_nonfinite` that was solved.
     """
@@ -54,6 +55,7 @@ class Job:
     degenerate: Degenerate = "central"
     on_failure: OnFailure = "warn"
     kappa: float | None = None
+    names: Tensor | None = None
     finite: bool = True
     _request: Any = field(default=None, repr=False)
     _outcome: Any = field(default=None, repr=False)
@@ -75,7 +77,7 @@ class Job:
         fit = valid & qp.convex()
         status = torch.where(fit, found.status, int(Status.INVALID_INPUT))
         point = settle(qp, found._replace(status=status), self.degenerate)
-        report(status, point.error, self.on_failure, "solve_qp")
+        report(status, point.error, self.on_failure, "solve_qp", self.names)
         if self.on_failure != "nan":  # there the operator puts NaN in, and in the gradient too
             point = point._replace(z=torch.where(valid.unsqueeze(-1), point.z, torch.nan))
         central = None

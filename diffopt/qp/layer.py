@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -72,21 +73,26 @@ class Answer(NamedTuple):
         return self._replace(facts=self.facts._replace(steps=self.facts.steps + steps))
 
 
-def solve(qp: QP, options: Options, warm: Blocks | None = None) -> Answer:
-    """The answer for `qp`, whose data are attached to the graph of the user's arguments."""
+def solve(
+    qp: QP, options: Options, warm: Blocks | None = None, names: Tensor | None = None
+) -> Answer:
+    """The answer for `qp`, whose data are attached to the graph of the user's arguments.
+
+    `names` are those of the samples in warnings, `(B,)`; by default their places.
+    """
     kappa = options.kappa() if qp.differentiated() else None
-    job = Job(options.solver, options.degenerate, options.on_failure, kappa)
+    job = Job(options.solver, options.degenerate, options.on_failure, kappa, names)
     outcome = job.run(qp, warm)
     qp = qp if job.finite else qp.without_nonfinite()
-    return Answer(_attached(qp, outcome, options), Facts.of(qp, outcome))
+    return Answer(_attached(qp, outcome, options, names), Facts.of(qp, outcome))
 
 
-def _attached(qp: QP, outcome: Outcome, options: Options) -> Blocks:
+def _attached(qp: QP, outcome: Outcome, options: Options, names: Tensor | None) -> Blocks:
     """(z, nu, y) re-attached to the graph of `qp`, failed samples treated as `on_failure` says."""
     point = outcome.point
     x = Blocks(point.z, point.nu, point.y)
     if qp.differentiated():
-        x = _derived(qp, x, outcome, options)
+        x = _derived(qp, x, outcome, options, names)
     if options.on_failure != "nan":
         return x
     # Added at the end, and not put in: the gradient of a failed sample is the operator's.
@@ -94,14 +100,14 @@ def _attached(qp: QP, outcome: Outcome, options: Options) -> Blocks:
     return Blocks(*(v + nothing.to(v.dtype) for v in x))
 
 
-def _derived(qp: QP, x: Blocks, outcome: Outcome, options: Options) -> Blocks:
+def _derived(qp: QP, x: Blocks, outcome: Outcome, options: Options, names: Tensor | None) -> Blocks:
     """The values `x` with the derivative that `options` ask for."""
     point = outcome.point
     if isinstance(options.smoothing, LPGD):
         return _perturbed(qp, x, point.status, options, options.smoothing.tau)
     if outcome.center is not None:
         return _smoothed(qp, x, outcome, options)
-    operator = KKTOperator.at(point, options.on_failure)
+    operator = replace(KKTOperator.at(point, options.on_failure), names=names)
     return unpack(implicit_root(kkt_residual(qp, point), pack(x), operator, options.order), qp)
 
 

@@ -6,8 +6,8 @@ in C++ (`diffopt/_native`). What the core does not settle, the reference engine 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from ..tree import put, take
 from .arguments import SHAPES
 from .certificates import nothing
 from .interior_point import InteriorPoint, Setup
-from .kkt import Blocks
+from .kkt import Blocks, unpack
 from .polish import Guess, Polished
 from .problem import QP
 from .reference import Found, find_reference, search
@@ -28,6 +28,7 @@ from .reference import Found, find_reference, search
 # (samples, v, whether transposed) -> (x, relative residual)
 Rescue = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 STUCK = 1e-11  # a relative residual that refinement should get below
+ORDER = ("Q", "p", "G", "A", "b", "h_lower", "h", "lb", "ub")  # of the core
 NONE = (0, 0, 0)  # of an argument that is absent: its address and its strides
 
 
@@ -38,37 +39,60 @@ class Layout(NamedTuple):
         sizes: (samples, n, m, e, whether there are bounds).
         numbers: the settings.
         plan: how the core works on such a batch.
-        tape: bytes that outlive the solve where a derivative is wanted.
     """
 
     sizes: tuple[int, int, int, int, bool]
     numbers: tuple[float, ...]
     plan: tuple[bool, bool, bool]
-    tape: int
 
 
 class Lanes(NamedTuple):
     """What the core found, a sample each, in the user's units.
 
     Attributes:
-        z, nu, y: `(B, n)`, `(B, e)`, `(B, k)`.
-        residuals: primal, dual, gap, `(B, 3)`.
-        error: the worst residual in both units, `(B,)`.
+        x: (z, nu, y), `(B, n + e + k)`.
+        facts: the residuals primal, dual and gap, and the worst in both units, `(B, 4)`.
         active: +1 at an upper limit, -1 at a lower one, 0 elsewhere, int8 `(B, k)`.
         steps: `(B,)`.
         polished: whether the point is that of its active set, and good, bool `(B,)`.
         settled: polished, and no choice is left: no weakly active or dependent rows, bool `(B,)`.
     """
 
-    z: Tensor
-    nu: Tensor
-    y: Tensor
-    residuals: Tensor
-    error: Tensor
+    x: Tensor
+    facts: Tensor
     active: Tensor
     steps: Tensor
     polished: Tensor
     settled: Tensor
+
+    @classmethod
+    def empty(cls, sizes: tuple[int, int, int, int, bool]) -> Lanes:
+        """Room for what the core finds."""
+        size, n, m, e, bounded = sizes
+        k = m + n if bounded else m
+        return cls(
+            torch.empty(size, n + e + k, dtype=torch.float64),
+            torch.empty(size, 4, dtype=torch.float64),
+            torch.empty(size, k, dtype=torch.int8),
+            torch.empty(size, dtype=torch.int64),
+            torch.empty(size, dtype=torch.bool),
+            torch.empty(size, dtype=torch.bool),
+        )
+
+
+class Run(NamedTuple):
+    """A solve of the core.
+
+    Attributes:
+        lanes: the answers.
+        settled: how many samples are.
+        layout, tape: for `Factors`; no tape where it was not to be kept.
+    """
+
+    lanes: Lanes
+    settled: int
+    layout: Layout
+    tape: Tensor | None
 
 
 def unavailable(solver: InteriorPoint, device: torch.device) -> str | None:
@@ -96,14 +120,14 @@ def serves(solver: InteriorPoint, device: torch.device) -> bool:
     return why is None
 
 
-def solve(
+def run(
     given: Mapping[str, Tensor],
     sizes: tuple[int, int, int, int, bool],
     solver: InteriorPoint,
     warm: Blocks | None,
     keep: bool,
-) -> tuple[Lanes, Layout, Tensor | None]:
-    """The solutions, and the tape that `Factors` reads if `keep`.
+) -> Run:
+    """The solutions.
 
     Args:
         given: the arguments of `solve_qp` that are present, float64, `(B|1, ...)`.
@@ -113,50 +137,58 @@ def solve(
         keep: whether a derivative may be asked for.
     """
     assert core is not None
-    held = {k: _packed(v.detach()) for k, v in given.items()}
-    slices = [_slice(held[k]) if k in held else NONE for k in SHAPES_OF_CORE]
+    held = {k: _packed(v) for k, v in given.items()}
+    slices = [_slice(held[k]) if k in held else NONE for k in ORDER]
     numbers = (
         solver.eps, solver.eps_polish, solver.eps_infeasible, solver.regularization,
         solver.warm_mu, solver.max_steps, solver.patience, solver.refinements,
     )  # fmt: skip
     plan, size = core.plan(sizes, slices, numbers)
     tape = torch.empty(size // 8 + 1, dtype=torch.float64) if keep else None
-    out = _room(sizes)
+    lanes = Lanes.empty(sizes)
     start = [v.contiguous() for v in warm] if warm is not None else []
-    core.solve(
+    settled = core.solve(
         sizes, slices, numbers, plan, tape.data_ptr() if tape is not None else 0,
-        torch.get_num_threads(), [v.data_ptr() for v in start] or NONE, [v.data_ptr() for v in out],
+        torch.get_num_threads(), [v.data_ptr() for v in start] or NONE,
+        [v.data_ptr() for v in lanes],
     )  # fmt: skip
-    return out, Layout(sizes, numbers, plan, size), tape
-
-
-SHAPES_OF_CORE = ("Q", "p", "G", "A", "b", "h_lower", "h", "lb", "ub")
+    return Run(lanes, settled, Layout(sizes, numbers, plan), tape)
 
 
 def _packed(v: Tensor) -> Tensor:
     """`v` with the entries of a sample next to each other."""
-    return v if v[0].is_contiguous() else v.contiguous()
+    return v if v.is_contiguous() or v[0].is_contiguous() else v.detach().contiguous()
 
 
 def _slice(v: Tensor) -> tuple[int, int, int]:
     return v.data_ptr(), 0 if v.shape[0] == 1 else v.stride(0), 1
 
 
-def _room(sizes: tuple[int, int, int, int, bool]) -> Lanes:
-    size, n, m, e, bounded = sizes
-    k = m + n if bounded else m
-    double, flag = torch.float64, torch.bool
-    return Lanes(
-        z=torch.empty(size, n, dtype=double),
-        nu=torch.empty(size, e, dtype=double),
-        y=torch.empty(size, k, dtype=double),
-        residuals=torch.empty(size, 3, dtype=double),
-        error=torch.empty(size, dtype=double),
-        active=torch.empty(size, k, dtype=torch.int8),
-        steps=torch.empty(size, dtype=torch.int64),
-        polished=torch.empty(size, dtype=flag),
-        settled=torch.empty(size, dtype=flag),
-    )
+def outer_products(
+    x: Tensor, u: Tensor, active: Tensor, sizes: tuple[int, ...], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of `conditions` where `wanted`, in the order of `SHAPES`, each of a sample.
+
+    Args:
+        x, u: the solution and the cotangent of the conditions, `(B, n + e + k)`.
+        active: of `Lanes`.
+        sizes: n, e, k, m.
+        wanted: of which arguments.
+    """
+    n, e, k, m = sizes
+    dims = {"n": n, "m": m, "e": e}
+    out: list[Tensor | None] = [
+        torch.empty(len(x), *(dims[d] for d in shape), dtype=x.dtype) if want else None
+        for shape, want in zip(SHAPES.values(), wanted, strict=True)
+    ]
+    if any(wanted):
+        assert core is not None
+        u, addresses = u.contiguous(), [0 if v is None else v.data_ptr() for v in out]
+        core.outer_products(
+            (len(x), n, m, e, k > m), torch.get_num_threads(), x.data_ptr(), u.data_ptr(),
+            active.data_ptr(), addresses,
+        )  # fmt: skip
+    return out
 
 
 def find_native(qp: QP, solver: InteriorPoint, warm: Blocks | None) -> Found:
@@ -169,7 +201,7 @@ def find_native(qp: QP, solver: InteriorPoint, warm: Blocks | None) -> Found:
     }  # fmt: skip
     given = {k: v for k, v in parts.items() if v.shape[-1] and v.shape[1]}
     sizes = qp.batch, qp.n, m, qp.A.shape[-2], bounded
-    lanes, _, _ = solve(given, sizes, solver, warm, keep=False)
+    lanes = run(given, sizes, solver, warm, keep=False).lanes
     left = (~lanes.polished).nonzero().flatten()
     if len(left) == qp.batch:
         return find_reference(qp, solver, warm)
@@ -184,11 +216,11 @@ def find_native(qp: QP, solver: InteriorPoint, warm: Blocks | None) -> Found:
 
 def as_found(qp: QP, setup: Setup, lanes: Lanes) -> Found:
     """What the core found as the reference engine would say it."""
-    scaling, on = setup.scaling, lanes.active != 0
-    x = Blocks(lanes.z / scaling.z, lanes.nu / scaling.nu, lanes.y / scaling.y)
-    guess = Guess(x, (~on).to(lanes.z.dtype), (lanes.active > 0) | ~on)
+    scaling, on, there = setup.scaling, lanes.active != 0, unpack(lanes.x, qp)
+    x = Blocks(there.z / scaling.z, there.nu / scaling.nu, there.y / scaling.y)
+    guess = Guess(x, (~on).to(lanes.x.dtype), (lanes.active > 0) | ~on)
     kkt = setup.family.factorize(guess.t)
-    polished = Polished(guess, lanes.error, lanes.polished, guess, kkt)
+    polished = Polished(guess, lanes.facts[:, 3], lanes.polished, guess, kkt)
     status = torch.full_like(lanes.steps, int(Status.CONVERGED))
     return Found(setup, polished, status, lanes.steps, nothing(qp, qp.batch))
 
@@ -198,10 +230,12 @@ class Factors(Operator):
     """The Jacobian of the conditions in `direct`, at settled points, by the factors of the core.
 
     `rescue` solves for the samples where refinement is stuck, which nearly dependent rows can do.
+    A sample that is not `known` gets zero.
     """
 
     tape: Tensor
     layout: Layout
+    known: Tensor | None  # bool (B,): the samples that are settled; None: all
     rescue: Rescue
     on_failure: OnFailure = "warn"
     rtol: float = 1e-10
@@ -221,12 +255,13 @@ class Factors(Operator):
         if not bool(v.any()):
             return Solution(v, steps, steps, v.new_zeros(v.shape[:1]))
         assert core is not None
-        sizes, numbers, plan, _ = self.layout
         v, x, error = v.contiguous(), torch.empty(v.shape, dtype=v.dtype), v.new_empty(v.shape[0])
         core.apply_inverse(
-            sizes, [NONE] * len(SHAPES), numbers, plan, self.tape.data_ptr(),
-            torch.get_num_threads(), transpose, v.data_ptr(), x.data_ptr(), error.data_ptr(),
+            *self.layout, self.tape.data_ptr(), torch.get_num_threads(), transpose,
+            v.data_ptr(), x.data_ptr(), error.data_ptr(),
         )  # fmt: skip
+        if self.known is not None:
+            x, error = x.where(self.known[:, None], 0.0), error.where(self.known, 0.0)
         stuck = (error > STUCK).nonzero().flatten()  # not so for NaN, which nothing helps
         if len(stuck):
             x[stuck], error[stuck] = self.rescue(stuck, v[stuck], transpose)
@@ -234,4 +269,8 @@ class Factors(Operator):
         return Solution(x, status, steps, error)
 
     def rebuild(self, *new: Tensor) -> Operator:
-        return replace(self, tape=new[0])
+        # The rest has no mapped dimension.
+        return Factors(new[0], self.layout, self.known, self.rescue, self.on_failure, self.rtol)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.tape,)

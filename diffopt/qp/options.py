@@ -10,6 +10,7 @@ from .interior_point import InteriorPoint
 
 Degenerate = Literal["central", "active", "inactive"]
 Infeasible = Literal["report", "closest", "elastic"]
+CHOICES = {"degenerate": get_args(Degenerate), "infeasible": get_args(Infeasible)}
 PENALTY = 1e3  # of infeasible="elastic"
 
 
@@ -48,10 +49,10 @@ class Options:
             )
         if not isinstance(self.order, int) or isinstance(self.order, bool) or self.order < 1:
             raise ValueError(f"order={self.order!r}: expected a positive integer")
-        for name, choices in (("degenerate", Degenerate), ("infeasible", Infeasible)):
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if value not in get_args(choices):
-                raise ValueError(f"{name}={value!r}: expected one of {get_args(choices)}")
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: expected one of {choices}")
         self._check_penalty()
         self._check_smoothing()
         if self.proximal != 0 and not _positive(self.proximal):
