@@ -169,7 +169,7 @@ def _solved(v: Tensor, A: Operator, transpose: bool) -> Tensor:
         return value
     kind = "transposed linear" if transpose else "linear"
     what = f"implicit derivative: the {kind} solve"
-    report(solution.status, solution.residual, A.on_failure, what, A.names)
+    report(solution.status, solution.residual, A.on_failure, what, A.part)
     return fill_failed(value, solution.status, float("nan") if A.on_failure == "nan" else 0.0)
 
 

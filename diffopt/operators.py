@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .linear import GMRES, LinearMethod, batched_norm
-from .solution import OnFailure, Solution, Status
+from .solution import OnFailure, Part, Solution, Status
 from .tree import rebuilt, tensors
 
 
@@ -32,7 +32,7 @@ class Operator(ABC):
     """
 
     on_failure: OnFailure
-    names: Tensor | None = None  # of the samples in warnings; by default their places
+    part: Part | None = None  # which samples of the user's batch they are, for warnings
     captures: ClassVar[bool] = False  # whether it depends on tensors that are not among its fields
 
     @abstractmethod

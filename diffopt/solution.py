@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -94,6 +95,13 @@ class Solution:
     history: Tensor | None = None
 
 
+class Part(NamedTuple):
+    """The places of some samples in the user's batch, and how many that has."""
+
+    places: Sequence[int]
+    total: int
+
+
 def check_on_failure(on_failure: str) -> None:
     """Raise a `ValueError` unless `on_failure` is one of the four policies."""
     if on_failure not in get_args(OnFailure):
@@ -114,7 +122,7 @@ def report(
     residual: Tensor,
     on_failure: OnFailure,
     what: str,
-    names: Tensor | None = None,
+    part: Part | None = None,
 ) -> None:
     """Say which samples failed, once: a `ConvergenceWarning`, or the error under "raise".
 
@@ -123,8 +131,7 @@ def report(
         residual: the error that each sample stopped at, `(*B,)`.
         on_failure: "warn", "raise", "nan" or "ignore"; the last two say nothing here.
         what: the name of the solve, for the message.
-        names: of the samples, `(number of samples,)`; by default their places in the flattened
-            batch.
+        part: which samples of the user's batch these are, if not all.
 
     Raises:
         ConvergenceError: under "raise", if a sample failed.
@@ -135,9 +142,9 @@ def report(
     if not bool(failed.any()):
         return
     status, residual, failed = status.flatten(), residual.flatten(), failed.flatten()
-    if names is None or len(names) != len(status):
-        names = torch.arange(len(status))
-    message = _explain(status, residual, failed, what, names)
+    if part is None or len(part.places) != len(status):
+        part = Part(range(len(status)), len(status))
+    message = _explain(status, residual, failed, what, part)
     if on_failure == "raise":
         raise ConvergenceError(message)
     warnings.warn(message, ConvergenceWarning, stacklevel=_depth_of_the_user())
@@ -152,17 +159,16 @@ def _depth_of_the_user() -> int:
     return depth
 
 
-def _explain(status: Tensor, residual: Tensor, failed: Tensor, what: str, names: Tensor) -> str:
+def _explain(status: Tensor, residual: Tensor, failed: Tensor, what: str, part: Part) -> str:
     """One line a status, naming up to five of its samples."""
-    lines = [f"{what}: {int(failed.sum())} of {failed.numel()} samples failed"]
+    lines = [f"{what}: {int(failed.sum())} of {part.total} samples failed"]
     for code in status[failed].unique().tolist():
         where = (status == code).nonzero().flatten().tolist()
-        some = ", ".join(str(int(names[i])) for i in where[:5]) + (
-            ", ..." if len(where) > 5 else ""
-        )
+        names = ", ".join(str(part.places[i]) for i in where[:5])
+        names += ", ..." if len(where) > 5 else ""
         worst = float(residual[where].max())
         kind = Status(code)
-        lines.append(f"  sample {some}: {kind.name} (residual {worst:.1e}): {kind.message}")
+        lines.append(f"  sample {names}: {kind.name} (residual {worst:.1e}): {kind.message}")
     return "\n".join(lines)
 
 

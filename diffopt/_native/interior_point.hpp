@@ -9,7 +9,9 @@ namespace diffopt {
 
 constexpr double TINY = 1e-30;  // s and y are kept above it
 constexpr double FAR = 10.0;    // a limit beyond it plays no part in the start
-constexpr double PREDICTOR = 1e-4, CORRECTOR = 1e-10;  // accuracy of the directions
+// Accuracy of the directions: of the predictor, which only says how much to centre; and of the
+// corrector, relative to the accuracy that the run is after.
+constexpr double PREDICTOR = 1e-4, CORRECTOR = 1e-2;
 
 template <class T, class E> struct InteriorPoint {
     using V = typename T::V;
@@ -24,6 +26,7 @@ template <class T, class E> struct InteriorPoint {
     Blocks<T> r, d;
     V error, mu, best, since, steps, hard;  // hard: residual of the last direction before refinement
     Mask running, suspect;
+    double accuracy;
 
     InteriorPoint(const Problem<T, E>& qp, const Settings& settings, KKT<T, E>& kkt)
         : qp(qp), settings(settings), kkt(kkt) {}
@@ -62,7 +65,7 @@ template <class T, class E> struct InteriorPoint {
         each<T>(qp.n, [&](int j) { at<T>(r.z, j) = -at<T>(qp.p, j); });
         each<T>(qp.e, [&](int j) { at<T>(r.nu, j) = at<T>(qp.b, j); });
         kkt.factorize();
-        kkt.solve(r, false, 1e-8, all(), x, at_x);
+        kkt.solve(r, false, PREDICTOR, all(), x, at_x);
         const V mu = start_mu();
         qp.each_side([&](int side, int j) {
             const double sign = qp.sign(side);
@@ -136,7 +139,7 @@ template <class T, class E> struct InteriorPoint {
     // Steps until every lane of `start` is done to eps, has stalled, or is suspected to have no
     // solution; those that are done.
     Mask run(Mask start, double eps) {
-        running = start, suspect = no(all());
+        running = start, suspect = no(all()), accuracy = CORRECTOR * eps;
         best = V{} + __builtin_inf(), since = V{}, hard = V{};
         V taken = {};
         Mask done = no(all());
@@ -212,12 +215,12 @@ template <class T, class E> struct InteriorPoint {
             at<T>(r.y, j) = pick(at<T>(qp.fixed, j) > 0, gap, at<T>(kkt.t, j) * at<T>(r.y, j));
         });
         if (predictor) {
-            // It only says how much to centre: refined where the step before needed it.
+            // Refined where the step before needed it.
             Mask wanted = running & (hard > PREDICTOR);
             if (any(wanted)) kkt.solve(r, false, PREDICTOR, wanted, d, along);
             else kkt.solve_regularised(r, false, d, along.Cz);
         } else {
-            kkt.solve(r, false, CORRECTOR, running, d, along);
+            kkt.solve(r, false, accuracy, running, d, along);
             hard = kkt.first;
         }
         split(target);

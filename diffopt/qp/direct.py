@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..implicit import implicit_root
+from ..solution import Part
 from ..tree import put, take
 from .arguments import SHAPES, Data
 from .certificates import Certificate
@@ -86,7 +87,8 @@ def _completed(
     given = {k: v if v.shape[0] == 1 else v[left] for k, v in data.given.items()}
     part = replace(data, given=given, batch=torch.Size([len(left)]))
     start = None if warm is None else take(warm, left)
-    rest = solve(_problem(part, options), options, start, names=left)
+    places = Part(left.tolist(), data.batch.numel())
+    rest = solve(_problem(part, options), options, start, places)
     x = Blocks(*(a.index_copy(0, left, b) for a, b in zip(answer.x, rest.x, strict=True)))
     return Answer(x, put(answer.facts, left, rest.facts))
 

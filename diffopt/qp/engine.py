@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from ..solution import OnFailure, Status, report, succeeded
+from ..solution import OnFailure, Part, Status, report, succeeded
 from ..tree import mapped, rebuilt, tensors
 from .certificates import Certificate
 from .engines import find
@@ -46,7 +46,7 @@ class Job:
         degenerate: see `degeneracy`.
         on_failure: see `solution.report`.
         kappa: the products of the point to be differentiated in place of the solution.
-        names: of the samples in warnings.
+        part: which samples of the user's batch these are, for warnings.
         finite: after `run`, whether all data were valid; if not, it was the QP of
             `without_nonfinite` that was solved.
     """
@@ -55,7 +55,7 @@ class Job:
     degenerate: Degenerate = "central"
     on_failure: OnFailure = "warn"
     kappa: float | None = None
-    names: Tensor | None = None
+    part: Part | None = None
     finite: bool = True
     _request: Any = field(default=None, repr=False)
     _outcome: Any = field(default=None, repr=False)
@@ -77,7 +77,7 @@ class Job:
         fit = valid & qp.convex()
         status = torch.where(fit, found.status, int(Status.INVALID_INPUT))
         point = settle(qp, found._replace(status=status), self.degenerate)
-        report(status, point.error, self.on_failure, "solve_qp", self.names)
+        report(status, point.error, self.on_failure, "solve_qp", self.part)
         if self.on_failure != "nan":  # there the operator puts NaN in, and in the gradient too
             point = point._replace(z=torch.where(valid.unsqueeze(-1), point.z, torch.nan))
         central = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..implicit import implicit_root
-from ..solution import succeeded
+from ..solution import Part, succeeded
 from ..tree import mapped
 from .certificates import Certificate
 from .engine import Job, Outcome
@@ -73,26 +73,24 @@ class Answer(NamedTuple):
         return self._replace(facts=self.facts._replace(steps=self.facts.steps + steps))
 
 
-def solve(
-    qp: QP, options: Options, warm: Blocks | None = None, names: Tensor | None = None
-) -> Answer:
+def solve(qp: QP, options: Options, warm: Blocks | None = None, part: Part | None = None) -> Answer:
     """The answer for `qp`, whose data are attached to the graph of the user's arguments.
 
-    `names` are those of the samples in warnings, `(B,)`; by default their places.
+    `part` says which samples of the user's batch these are, for warnings.
     """
     kappa = options.kappa() if qp.differentiated() else None
-    job = Job(options.solver, options.degenerate, options.on_failure, kappa, names)
+    job = Job(options.solver, options.degenerate, options.on_failure, kappa, part)
     outcome = job.run(qp, warm)
     qp = qp if job.finite else qp.without_nonfinite()
-    return Answer(_attached(qp, outcome, options, names), Facts.of(qp, outcome))
+    return Answer(_attached(qp, outcome, options, part), Facts.of(qp, outcome))
 
 
-def _attached(qp: QP, outcome: Outcome, options: Options, names: Tensor | None) -> Blocks:
+def _attached(qp: QP, outcome: Outcome, options: Options, part: Part | None) -> Blocks:
     """(z, nu, y) re-attached to the graph of `qp`, failed samples treated as `on_failure` says."""
     point = outcome.point
     x = Blocks(point.z, point.nu, point.y)
     if qp.differentiated():
-        x = _derived(qp, x, outcome, options, names)
+        x = _derived(qp, x, outcome, options, part)
     if options.on_failure != "nan":
         return x
     # Added at the end, and not put in: the gradient of a failed sample is the operator's.
@@ -100,14 +98,14 @@ def _attached(qp: QP, outcome: Outcome, options: Options, names: Tensor | None) 
     return Blocks(*(v + nothing.to(v.dtype) for v in x))
 
 
-def _derived(qp: QP, x: Blocks, outcome: Outcome, options: Options, names: Tensor | None) -> Blocks:
+def _derived(qp: QP, x: Blocks, outcome: Outcome, options: Options, part: Part | None) -> Blocks:
     """The values `x` with the derivative that `options` ask for."""
     point = outcome.point
     if isinstance(options.smoothing, LPGD):
         return _perturbed(qp, x, point.status, options, options.smoothing.tau)
     if outcome.center is not None:
         return _smoothed(qp, x, outcome, options)
-    operator = replace(KKTOperator.at(point, options.on_failure), names=names)
+    operator = replace(KKTOperator.at(point, options.on_failure), part=part)
     return unpack(implicit_root(kkt_residual(qp, point), pack(x), operator, options.order), qp)
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..operators import Operator
-from ..solution import OnFailure, Solution, Status, succeeded
-from ..tree import rebuilt, tensors
+from ..solution import OnFailure, Part, Solution, Status, succeeded
 from .dependence import Dependence
 from .kkt import KKT, Blocks, pack, unpack
 from .point import Point
@@ -64,7 +63,7 @@ class KKTOperator(Operator):
     lost: Tensor  # (B): alive, but without the derivative that was asked for
     on_failure: OnFailure = "warn"
     rtol: float = 1e-10
-    names: Tensor | None = None
+    part: Part | None = None
 
     @classmethod
     def at(cls, point: Point, on_failure: OnFailure) -> KKTOperator:
@@ -98,13 +97,6 @@ class KKTOperator(Operator):
         if unit is None:
             return torch.cat([z, self.free.least_norm(y)], -1)
         return torch.cat([z, self.free.least_norm(y * unit) / unit], -1)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(tensors(replace(self, names=None)))
-
-    def rebuild(self, *new: Tensor) -> Operator:
-        bare: KKTOperator = rebuilt(replace(self, names=None), iter(new))
-        return replace(bare, names=self.names)
 
     def _masked_solve(self, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
         alive = self.alive.unsqueeze(-1)
