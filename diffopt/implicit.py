@@ -13,12 +13,12 @@ A^-T, its jvp is A^-1, and torch.func.vmap adds a batch dimension.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd.function import Function
 
 from .operators import Dense, Operator
@@ -86,7 +86,7 @@ def implicit_root(
     for k in range(order):
         r = residual(z) if k else r
         # A dead sample's residual may be NaN; where() keeps it, and its gradient, out.
-        z = z - _Solve.apply(_where(alive, r), operator, False, order, *_held(operator))
+        z = z - _applied(_Solve, _where(alive, r), operator, False, order, *_held(operator))
     return z if alive is None else torch.where(alive, z, fixed)
 
 
@@ -101,10 +101,13 @@ def _where(alive: Tensor | None, v: Tensor) -> Tensor:
     return v if alive is None else torch.where(alive, v, 0.0)
 
 
-def _signed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`forward` with its signature at hand, which torch else works out anew at every call."""
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    return forward
+def _applied(function: type[Function], *args: Any) -> Tensor:
+    """`function.apply`, without what torch does for defaults and transforms that are not there."""
+    if torch._C._are_functorch_transforms_active():
+        out: Tensor = function.apply(*args)
+    else:
+        out = super(Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+    return out
 
 
 def _held(operator: Operator) -> tuple[Tensor, ...]:
@@ -121,10 +124,11 @@ class _Solve(Function):
     """
 
     @staticmethod
-    @_signed
     def forward(
         v: Tensor, operator: Operator, transpose: bool, order: int | None, *held: Tensor
     ) -> Tensor:
+        if v.device.type == "cpu" and not bool(v.any()):  # as F is at a polished root
+            return torch.zeros_like(v)
         u = _solved(v, operator.rebuild(*held), transpose)
         return u.clone() if u is v else u  # torch does not save what is returned
 
@@ -181,7 +185,6 @@ class _Guard(Function):
     """u, tied to v; differentiable `left` times, then an error instead of a wrong number."""
 
     @staticmethod
-    @_signed
     def forward(u: Tensor, v: Tensor, left: int) -> Tensor:
         return u.clone()
 

@@ -103,7 +103,8 @@ void spread(long count, int threads, Interrupt& interrupt, Start start) {
 }
 
 // The batch, and the memory of what outlives a solve: the shared matrices, then each group.
-template <class T, class E> struct Engine {
+template <class T, class E>
+struct Engine {
     const Batch& batch;
     const Settings& settings;
     Plan chosen;
@@ -136,7 +137,8 @@ template <class T, class E> struct Engine {
     }
 
     // Equilibrated once for all. A group's matrix entries are doubles here, whatever T.
-    template <class S> void prepare_shared(char* base) const {
+    template <class S>
+    void prepare_shared(char* base) const {
         std::memset(base, 0, shared_bytes);
         Arena a{base};
         double* numbers = a.take<double>(2);
@@ -157,8 +159,10 @@ template <class T, class E> struct Engine {
         Memory own(tape || !chosen.shared ? 0 : shared_bytes);
         char* base = tape ? aligned(tape) : (char*)own.data;
         if (chosen.shared && fresh) {
-            if constexpr (T::pack == 1) prepare_shared<Single>(base);
-            else prepare_shared<Within>(base);
+            if constexpr (T::pack == 1)
+                prepare_shared<Single>(base);
+            else
+                prepare_shared<Within>(base);
         }
         spread(groups, threads, interrupt, [&] {
             auto work = std::make_unique<Memory>(work_bytes + (tape ? 0 : group_bytes));
@@ -180,12 +184,14 @@ template <class T, class E> struct Engine {
         });
     }
 
-    void solve(void* tape, int threads, Interrupt& interrupt, const Warm& warm, const Answers& out) const {
-        each_group(tape, threads, interrupt, true, [&](Group<T, E>& g, long first) { g.run(first, warm, out); });
+    void solve(void* tape, int threads, Interrupt& interrupt, const Warm& warm,
+               const Answers& out) const {
+        each_group(tape, threads, interrupt, true,
+                   [&](Group<T, E>& g, long first) { g.run(first, warm, out); });
     }
 
-    void apply_inverse(void* tape, int threads, Interrupt& interrupt, bool transpose, const double* v,
-                       double* x, double* error) const {
+    void apply_inverse(void* tape, int threads, Interrupt& interrupt, bool transpose,
+                       const double* v, double* x, double* error) const {
         each_group(tape, threads, interrupt, false, [&](Group<T, E>& g, long first) {
             g.apply_inverse(first, transpose, v, x, error);
         });
@@ -193,10 +199,14 @@ template <class T, class E> struct Engine {
 };
 
 // f with the engine that `plan` chooses.
-template <class F> void with_engine(const Batch& batch, const Settings& settings, Plan chosen, F f) {
-    if (!chosen.across) f(Engine<Within, double>(batch, settings, chosen));
-    else if (chosen.shared) f(Engine<Across, double>(batch, settings, chosen));
-    else f(Engine<Across, Wide>(batch, settings, chosen));
+template <class F>
+void with_engine(const Batch& batch, const Settings& settings, Plan chosen, F f) {
+    if (!chosen.across)
+        f(Engine<Within, double>(batch, settings, chosen));
+    else if (chosen.shared)
+        f(Engine<Across, double>(batch, settings, chosen));
+    else
+        f(Engine<Across, Wide>(batch, settings, chosen));
 }
 
 }  // namespace diffopt

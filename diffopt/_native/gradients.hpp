@@ -10,20 +10,25 @@ struct Gradients {
 };
 
 // out = a b' + c d'.
-inline void outer(double* out, int rows, int n, const double* a, const double* b, const double* c, const double* d) {
+inline void outer(double* out, int rows, int n, const double* a, const double* b, const double* c,
+                  const double* d) {
     for (long i = 0; i < rows; i++)
         for (int j = 0; j < n; j++) out[i * n + j] = a[i] * b[j] + c[i] * d[j];
 }
 
-// For x = (z, nu, y) and the cotangent u of (Qz + p + A'nu + C'y, Az - b, Cz - limit of active rows).
+// For x = (z, nu, y) and the cotangent u of (Qz + p + A'nu + C'y, Az - b, Cz - limit of active
+// rows).
 inline void pull_back(const Batch& batch, long s, const double* x, const double* u,
                       const signed char* active, const Gradients& out) {
-    const long n = batch.n, m = batch.m, e = batch.e, k = m + (batch.bounded ? n : 0), N = n + e + k;
-    const double *z = x + s * N, *nu = z + n, *lam = nu + e, *u_z = u + s * N, *u_nu = u_z + n, *u_y = u_nu + e;
+    const long n = batch.n, m = batch.m, e = batch.e, k = m + (batch.bounded ? n : 0),
+               N = n + e + k;
+    const double *z = x + s * N, *nu = z + n, *lam = nu + e, *u_z = u + s * N, *u_nu = u_z + n,
+                 *u_y = u_nu + e;
     const signed char* side = active + s * k;
     if (out.Q)
         for (long i = 0; i < n; i++)
-            for (long j = 0; j < n; j++) out.Q[(s * n + i) * n + j] = 0.5 * (u_z[i] * z[j] + z[i] * u_z[j]);
+            for (long j = 0; j < n; j++)
+                out.Q[(s * n + i) * n + j] = 0.5 * (u_z[i] * z[j] + z[i] * u_z[j]);
     for (long j = 0; out.p && j < n; j++) out.p[s * n + j] = u_z[j];
     if (out.G)
         for (long i = 0; i < m; i++) {

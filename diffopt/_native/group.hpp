@@ -1,13 +1,15 @@
 // One group of problems from the user's data to the settled answer, and its derivative's solves.
 #pragma once
+#include "convexity.hpp"
+#include "independence.hpp"
 #include "polish.hpp"
 
 namespace diffopt {
 
-// Where the answers go, a sample after the other: x = (z, nu, y), facts = the residuals primal, dual
-// and gap, and the worst in both units; `active` is +1 at an upper limit, -1 at a lower
-// one, 0 elsewhere, its rows those of G and then the bounds. `polished`: converged, and the point
-// of its active set; `settled`: with nothing left to choose besides.
+// Where the answers go, a sample after the other: x = (z, nu, y), facts = the residuals primal,
+// dual and gap, and the worst in both units; `active` is +1 at an upper limit, -1 at a lower one, 0
+// elsewhere, its rows those of G and then the bounds. `polished`: converged, and the point of its
+// active set; `settled`: with nothing left to choose besides.
 struct Answers {
     double *x, *facts;
     signed char* active;
@@ -20,7 +22,8 @@ struct Warm {
     const double *z, *nu, *y;
 };
 
-template <class T, class E> struct Group {
+template <class T, class E>
+struct Group {
     using V = typename T::V;
     using P = typename T::P;
     using Mask = typename T::Mask;
@@ -36,8 +39,13 @@ template <class T, class E> struct Group {
     Arena scratch;
 
     Group(const Batch& batch, const Settings& settings, bool diagonal)
-        : batch(batch), settings(settings), qp(batch, diagonal), kkt(qp, settings),
-          ip(qp, settings, kkt), polish(qp, settings, kkt), scratch{nullptr} {}
+        : batch(batch),
+          settings(settings),
+          qp(batch, diagonal),
+          kkt(qp, settings),
+          ip(qp, settings, kkt),
+          polish(qp, settings, kkt),
+          scratch{nullptr} {}
 
     // `tape` outlives the solve if a derivative may be asked for.
     void carve(Arena& tape, Arena& work, Matrices<T, E>* shared) {
@@ -64,18 +72,17 @@ template <class T, class E> struct Group {
     }
 
     void run(long first, const Warm& warm, const Answers& answers) {
-
         if constexpr (sizeof(E) == sizeof(V)) {
             if (!shared) Loader<T>(*(Matrices<T, V>*)&qp.M, batch, qp.diagonal, scratch).run(first);
         }
         Mask valid = qp.load_vectors(batch, first);
         qp.scale_vectors();
         *weight = qp.weight;
-        valid = valid & convex(scratch);
+        valid = valid & is_convex(qp, scratch);
         solve(first, warm, valid);
         Mask polished = valid & polish.done & (polish.error <= SETTLED);
         Mask settled = polished & no(polish.weak());
-        if (any(settled)) settled = settled & polish.independent(scratch);
+        if (any(settled)) settled = settled & Independence<T, E>(qp, polish.t, scratch).holds();
         if (keep && polish.stale) restore_factor();
         store(first, polished, settled, answers);
     }
@@ -101,12 +108,13 @@ template <class T, class E> struct Group {
         iterate(left);
     }
 
-    // From the start that was made, to the accuracy that shows the active set, and on to `eps` where
-    // it did not.
+    // From the start that was made, to the accuracy that shows the active set, and on to `eps`
+    // where it did not.
     void iterate(Mask left) {
         if (!any(left)) return;
         polish.stale = true;
-        const double early = settings.eps > settings.eps_polish ? settings.eps : settings.eps_polish;
+        const double early =
+            settings.eps > settings.eps_polish ? settings.eps : settings.eps_polish;
         left = left & ip.run(left, early);
         polish.guess_from(ip);
         polish.run(left, ip.error);
@@ -126,7 +134,8 @@ template <class T, class E> struct Group {
         load<T>(ip.x.z, Slice{warm.z, n, 1}, n, first, batch.size, 0.0);
         load<T>(ip.x.nu, Slice{warm.nu, e, 1}, e, first, batch.size, 0.0);
         load<T>(ip.x.y, Slice{warm.y, rows, 1}, m, first, batch.size, 0.0);
-        if (qp.bounded) load<T>(ip.x.y + qp.bounds, Slice{warm.y + m, rows, 1}, n, first, batch.size, 0.0);
+        if (qp.bounded)
+            load<T>(ip.x.y + qp.bounds, Slice{warm.y + m, rows, 1}, n, first, batch.size, 0.0);
         each<T>(n, [&](int j) { at<T>(ip.x.z, j) /= positive_or_one<T>(at<T>(qp.units.z, j)); });
         each<T>(e, [&](int j) { at<T>(ip.x.nu, j) /= positive_or_one<T>(at<T>(qp.units.nu, j)); });
         each<T>(qp.k, [&](int j) { at<T>(ip.x.y, j) /= positive_or_one<T>(at<T>(qp.units.y, j)); });
@@ -134,36 +143,6 @@ template <class T, class E> struct Group {
         poison += total<T>(e, [&](int j) { return at<T>(ip.x.nu, j) * 0.0; });
         poison += total<T>(qp.k, [&](int j) { return at<T>(ip.x.y, j) * 0.0; });
         return poison == 0;
-    }
-
-    // Lanes whose Q, of unit diagonal, is positive semidefinite up to 1e-4.
-    Mask convex(Arena a) {
-        const int n = qp.n;
-        V worst = V{} + 1.0;
-        if (qp.diagonal) {
-            for (int j = 0; j < n; j++) worst = lesser(V{} + qp.M.Q[j], worst);
-            return worst >= 0;
-        }
-        V* unit = a.take<V>(padded<T>(n));
-        V* original = a.take<V>((long)n * T::stride(n));
-        Upper<T> factor{a.take<V>((long)n * T::stride(n)), a.take<V>(padded<T>(n)), a.take<V>((long)n * TILE_ROWS), n, T::stride(n)};
-        V largest = {};
-        for (int j = 0; j < n; j++) largest = greater(V{} + size(qp.M.Q[(long)j * qp.ld + j]), largest);
-        for (int j = 0; j < n; j++) {
-            V d = greater(V{} + size(qp.M.Q[(long)j * qp.ld + j]), 1e-12 * largest);
-            unit[j] = 1.0 / root(positive_or_one<T>(d));
-        }
-        for (int i = 0; i < n; i++)
-            for (int j = 0; j < n; j++)
-                original[(long)i * qp.ld + j] = unit[i] * unit[j] * qp.M.Q[(long)i * qp.ld + j] + (i == j ? 1e-4 : 0.0);
-        for (int i = 0; i < n; i++)
-            for (int j = n; j < padded<T>(n); j++) original[(long)i * qp.ld + j] = V{};
-        factor.lowest = V{} + 1.0;
-        for (int i = 0; i < n; i += TILE_ROWS)
-            factor.block(i, n - i < TILE_ROWS ? n - i : TILE_ROWS, 0,
-                         [&](int r, int j) { return at<T>(original + (long)r * qp.ld, j); },
-                         Product<V, V>{nullptr, nullptr, 0, 0, 0});
-        return factor.lowest > 0;
     }
 
     // The factor of the accepted active sets, where later steps of other lanes have replaced it.
@@ -179,11 +158,13 @@ template <class T, class E> struct Group {
             const long b = first + l;
             double *z = o.x + b * (n + e + rows), *nu = z + n, *y = nu + e;
             for (int j = 0; j < n; j++) z[j] = lane(qp.units.z[j], l) * lane(polish.best.z[j], l);
-            for (int i = 0; i < e; i++) nu[i] = lane(qp.units.nu[i], l) * lane(polish.best.nu[i], l);
+            for (int i = 0; i < e; i++)
+                nu[i] = lane(qp.units.nu[i], l) * lane(polish.best.nu[i], l);
             for (int i = 0; i < rows; i++) {
                 const int k = i < m ? i : qp.bounds + i - m;
                 y[i] = lane(qp.units.y[k], l) * lane(polish.best.y[k], l);
-                o.active[b * rows + i] = lane(polish.t[k], l) == 0 ? (lane(polish.side[k], l) > 0 ? 1 : -1) : 0;
+                o.active[b * rows + i] =
+                    lane(polish.t[k], l) == 0 ? (lane(polish.side[k], l) > 0 ? 1 : -1) : 0;
                 if (i >= m && o.active[b * rows + i])  // at its bound to the last bit
                     z[i - m] = bound(o.active[b * rows + i] > 0 ? batch.ub : batch.lb, b, i - m);
             }
@@ -197,19 +178,23 @@ template <class T, class E> struct Group {
     static double bound(const Slice& s, long b, int i) { return s.data[b * s.batch + i * s.step]; }
 
     // x = J^-1 v, or J^-T v, of the Jacobian J of the conditions of the active set in the user's
-    // units: Qz + p + A'nu + C'y, Az - b, Cz - limit of active rows and -y of inactive ones. v and x
-    // are (z, nu, y) of each sample; `error` is the relative residual.
+    // units: Qz + p + A'nu + C'y, Az - b, Cz - limit of active rows and -y of inactive ones. v and
+    // x are (z, nu, y) of each sample; `error` is the relative residual.
     void apply_inverse(long first, bool transpose, const double* v, double* x, double* error) {
         const int n = qp.n, m = qp.m, e = qp.e, rows = m + (qp.bounded ? n : 0), N = n + e + rows;
         qp.weight = *weight;
-        auto get = [&](V* to, int from, int count) { load<T>(to, Slice{v + from, N, 1}, count, first, batch.size, 0.0); };
+        auto get = [&](V* to, int from, int count) {
+            load<T>(to, Slice{v + from, N, 1}, count, first, batch.size, 0.0);
+        };
         get(in.z, 0, n), get(in.nu, n, e), get(in.y, n + e, m);
         for (int i = m; i < qp.k; i++) in.y[i] = V{};
         if (qp.bounded) get(in.y + qp.bounds, n + e + m, n);
         Blocks<T> unknowns{qp.units.z, qp.units.nu, qp.units.y};
         Blocks<T> equations{qp.units.dual, qp.units.equal, polish.guess_t};
         each<T>(qp.k, [&](int j) {
-            at<T>(equations.y, j) = pick(at<T>(polish.t, j) > 0, 1.0 / positive_or_one<T>(at<T>(qp.units.y, j)), at<T>(qp.units.rows, j));
+            at<T>(equations.y, j) =
+                pick(at<T>(polish.t, j) > 0, 1.0 / positive_or_one<T>(at<T>(qp.units.y, j)),
+                     at<T>(qp.units.rows, j));
         });
         scale(in, transpose ? unknowns : equations);
         V worst = kkt.solve(in, transpose, 1e-12, V{} == V{}, out, unused);
@@ -218,7 +203,8 @@ template <class T, class E> struct Group {
             double* to = x + (first + l) * N;
             for (int j = 0; j < n; j++) to[j] = lane(out.z[j], l);
             for (int i = 0; i < e; i++) to[n + i] = lane(out.nu[i], l);
-            for (int i = 0; i < rows; i++) to[n + e + i] = lane(out.y[i < m ? i : qp.bounds + i - m], l);
+            for (int i = 0; i < rows; i++)
+                to[n + e + i] = lane(out.y[i < m ? i : qp.bounds + i - m], l);
             error[first + l] = lane(worst, l);
         }
     }

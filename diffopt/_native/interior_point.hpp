@@ -1,41 +1,37 @@
 // Mehrotra's predictor-corrector method on a group; every lane has its own steps, and is frozen
-// when it is done. The formulas are those of diffopt/qp/interior_point.py, newton.py and start.py:
-// slack s and multiplier y >= 0 of each side of a row (0 upper, 1 lower), of which the multiplier
-// of the row is y_0 - y_1; a row with equal limits is an equality, with its multiplier in y_0.
+// when it is done. The formulas are those of diffopt/qp/interior_point.py and newton.py.
 #pragma once
-#include "kkt.hpp"
+#include "iterate.hpp"
 
 namespace diffopt {
 
-constexpr double TINY = 1e-30;  // s and y are kept above it
-constexpr double FAR = 10.0;    // a limit beyond it plays no part in the start
-// Accuracy of the directions: of the predictor, which only says how much to centre; and of the
-// corrector, relative to the accuracy that the run is after.
-constexpr double PREDICTOR = 1e-4, CORRECTOR = 1e-2;
+constexpr double TINY = 1e-30;      // s and y are kept above it
+constexpr double CORRECTOR = 1e-2;  // accuracy of the directions, in that which a run is after
 
-template <class T, class E> struct InteriorPoint {
+template <class T, class E>
+struct InteriorPoint : Iterate<T, E> {
     using V = typename T::V;
     using P = typename T::P;
     using Mask = typename T::Mask;
-    const Problem<T, E>& qp;
-    const Settings& settings;
-    KKT<T, E>& kkt;
-    Blocks<T> x;  // z, nu, and y by rows
-    V *s[2], *y[2], *ds[2], *dy[2], *q[2], *affine[2], *inverse_s[2];
-    Products<T> at_x, along;
-    Blocks<T> r, d;
-    V error, mu, best, since, steps, hard;  // hard: residual of the last direction before refinement
+    using Base = Iterate<T, E>;
+    using Base::all, Base::rows_of_y;
+    using Base::qp, Base::settings, Base::kkt, Base::x, Base::r, Base::s, Base::y, Base::at_x;
+    Blocks<T> d;
+    V *ds[2], *dy[2], *q[2], *affine[2], *inverse_s[2];
+    Products<T> along;
+    V error, mu, best, since, steps,
+        hard;  // hard: residual of the last direction before refinement
     Mask running, suspect;
     double accuracy;
 
     InteriorPoint(const Problem<T, E>& qp, const Settings& settings, KKT<T, E>& kkt)
-        : qp(qp), settings(settings), kkt(kkt) {}
+        : Base{qp, settings, kkt} {}
 
     void carve(Arena& a) {
-        for (Blocks<T>* v : {&x, &r, &d}) v->carve(a, qp.n, qp.e, qp.k);
-        at_x.carve(a, qp.n, qp.e, qp.k), along.carve(a, qp.n, qp.e, qp.k);
+        Base::carve(a);
+        d.carve(a, qp.n, qp.e, qp.k), along.carve(a, qp.n, qp.e, qp.k);
         for (int side = 0; side < 2; side++)
-            for (V** v : {&s[side], &y[side], &ds[side], &dy[side], &q[side], &affine[side], &inverse_s[side]})
+            for (V** v : {&ds[side], &dy[side], &q[side], &affine[side], &inverse_s[side]})
                 *v = a.take<V>(qp.k);
     }
 
@@ -50,90 +46,6 @@ template <class T, class E> struct InteriorPoint {
         each<T>(qp.k, [&](int j) {
             at<T>(kkt.t, j) = pick(at<T>(qp.fixed, j) > 0, P{}, 1.0 / at<T>(kkt.t, j));
         });
-    }
-
-    // A point on the central path, from the solve with every weight one: its multipliers v = C z -
-    // limit, of either sign, are retracted to y - s = v, s y = mu.
-    void cold_start() {
-        each<T>(qp.k, [&](int j) {
-            P count = at<T>(qp.on[0], j) + at<T>(qp.on[1], j), t = 1.0 / (1.0 + count);
-            P fix = at<T>(qp.fixed, j), near = {};
-            for (int side = 0; side < 2; side++) near += clamp(at<T>(qp.limit[side], j)) * at<T>(qp.on[side], j);
-            at<T>(kkt.t, j) = pick(fix > 0, P{}, t);
-            at<T>(r.y, j) = near * t + at<T>(qp.limit[0], j) * fix;
-        });
-        each<T>(qp.n, [&](int j) { at<T>(r.z, j) = -at<T>(qp.p, j); });
-        each<T>(qp.e, [&](int j) { at<T>(r.nu, j) = at<T>(qp.b, j); });
-        kkt.factorize();
-        kkt.solve(r, false, PREDICTOR, all(), x, at_x);
-        const V mu = start_mu();
-        qp.each_side([&](int side, int j) {
-            const double sign = qp.sign(side);
-            retract(side, j, sign * (at<T>(at_x.Cz, j) - at<T>(qp.limit[side], j)), splat<T>(mu));
-        });
-        finish_start();
-    }
-
-    // A point near x = (z, nu, y), the solution of a similar problem, with products s y = mu.
-    void warm_start() {
-        qp.rows(x.z, at_x.Cz);
-        qp.each_side([&](int side, int j) {
-            const double sign = qp.sign(side);
-            P slack = sign * (at<T>(qp.limit[side], j) - at<T>(at_x.Cz, j)), none = {};
-            P v = greater(sign * at<T>(x.y, j), none) - greater(slack, none);
-            retract(side, j, v, splat<T>(settings.warm_mu));
-        });
-        finish_start();
-    }
-
-    static Mask all() { return V{} == V{}; }
-    static P clamp(P v) { return lesser(greater(v, splat<T>(-FAR)), splat<T>(FAR)); }
-
-    // Of y and s = y - v, the smaller is mu over the larger: no cancellation.
-    void retract(int side, int j, P v, P mu) {
-        P large = (size(v) + root(v * v + 4.0 * mu)) * 0.5, small = mu / large;
-        P on = at<T>(qp.on[side], j);
-        at<T>(y[side], j) = on * pick(v > 0, large, small);
-        at<T>(s[side], j) = pick(on > 0, pick(v > 0, small, large), splat<T>(1.0));
-    }
-
-    void finish_start() {
-        each<T>(qp.k, [&](int j) {
-            P fix = at<T>(qp.fixed, j);
-            for (int side = 0; side < 2; side++) {
-                P none = 1.0 - at<T>(qp.on[side], j);
-                at<T>(s[side], j) = pick(none > 0, splat<T>(1.0), at<T>(s[side], j));
-                at<T>(y[side], j) = pick(none > 0, P{}, at<T>(y[side], j));
-            }
-            at<T>(y[0], j) = pick(fix > 0, at<T>(x.y, j), at<T>(y[0], j));
-        });
-        products();
-    }
-
-    // The mean product after shifting s = -v and y = v to be nonnegative.
-    V start_mu() {
-        auto v = [&](int side, int j) {
-            P near = clamp(at<T>(qp.limit[side], j));
-            return qp.sign(side) * (at<T>(at_x.Cz, j) - near) * at<T>(qp.on[side], j);
-        };
-        const V up = qp.most_sides([&](int side, int j) { return greater(v(side, j), P{}); });
-        const V down = qp.most_sides([&](int side, int j) { return greater(-v(side, j), P{}); });
-        V sum = qp.total_sides([&](int side, int j) {
-            P a = v(side, j);
-            return (up - a) * (a + down) * at<T>(qp.on[side], j);
-        });
-        return greater(sum / qp.sides, V{} + 1e-10);
-    }
-
-    void rows_of_y() {
-        each<T>(qp.k, [&](int j) { at<T>(x.y, j) = at<T>(y[0], j) - at<T>(y[1], j); });
-    }
-
-    void products() {
-        rows_of_y();
-        qp.rows(x.z, at_x.Cz);
-        each<T>(qp.k, [&](int j) { at<T>(kkt.t, j) = P{}, at<T>(kkt.g, j) = P{}; });
-        kkt.residual(r, x, false, at_x, kkt.rest);
     }
 
     // Steps until every lane of `start` is done to eps, has stalled, or is suspected to have no
@@ -171,13 +83,17 @@ template <class T, class E> struct InteriorPoint {
         });
         V ignored[3];
         error = residuals(qp, x, at_x, payment, ignored);
-        mu = qp.total_sides([&](int side, int j) { return at<T>(s[side], j) * at<T>(y[side], j); }) / qp.sides;
+        mu = qp.total_sides([&](int side, int j) {
+            return at<T>(s[side], j) * at<T>(y[side], j);
+        }) / qp.sides;
     }
 
     void step() {
         weigh();
         kkt.factorize();
-        each<T>(qp.n, [&](int j) { at<T>(r.z, j) = -(at<T>(at_x.Qz, j) + at<T>(qp.p, j) + at<T>(at_x.pull, j)); });
+        each<T>(qp.n, [&](int j) {
+            at<T>(r.z, j) = -(at<T>(at_x.Qz, j) + at<T>(qp.p, j) + at<T>(at_x.pull, j));
+        });
         each<T>(qp.e, [&](int j) { at<T>(r.nu, j) = at<T>(qp.b, j) - at<T>(at_x.Az, j); });
         direction(true, [&](int side, int j) { return -at<T>(s[side], j) * at<T>(y[side], j); });
         // How much of mu the affine step removes says how much centring the next one needs; the
@@ -185,11 +101,14 @@ template <class T, class E> struct InteriorPoint {
         V reach = lesser(length(), V{} + 1.0);
         V ahead = qp.total_sides([&](int side, int j) {
             return greater(at<T>(s[side], j) + reach * at<T>(ds[side], j), splat<T>(TINY)) *
-                   greater(at<T>(y[side], j) + reach * at<T>(dy[side], j), splat<T>(TINY)) * at<T>(qp.on[side], j);
+                   greater(at<T>(y[side], j) + reach * at<T>(dy[side], j), splat<T>(TINY)) *
+                   at<T>(qp.on[side], j);
         }) / qp.sides;
         V sigma = lesser(ahead / greater(mu, V{} + 1e-300), V{} + 1.0);
         sigma = sigma * sigma * sigma;
-        qp.each_side([&](int side, int j) { at<T>(affine[side], j) = at<T>(ds[side], j) * at<T>(dy[side], j); });
+        qp.each_side([&](int side, int j) {
+            at<T>(affine[side], j) = at<T>(ds[side], j) * at<T>(dy[side], j);
+        });
         const V goal = sigma * mu;
         direction(false, [&](int side, int j) {
             return goal - at<T>(s[side], j) * at<T>(y[side], j) - at<T>(affine[side], j);
@@ -199,14 +118,16 @@ template <class T, class E> struct InteriorPoint {
         look_for_proof();
     }
 
-    // The direction with sign C dz + ds = rest of the sides and s dy + y ds = target. Eliminating ds
-    // gives dy = (y/s) sign C dz - q, q = (y rest - target) / s, a side; summed with the signs, and
-    // times t, the row of the KKT matrix.
-    template <class F> void direction(bool predictor, F target) {
+    // The direction with sign C dz + ds = rest of the sides and s dy + y ds = target. Eliminating
+    // ds gives dy = (y/s) sign C dz - q, q = (y rest - target) / s, a side; summed with the signs,
+    // and times t, the row of the KKT matrix.
+    template <class F>
+    void direction(bool predictor, F target) {
         each<T>(qp.k, [&](int j) { at<T>(r.y, j) = P{}; });
         qp.each_side([&](int side, int j) {
             P rest = side_rest(side, j);
-            P q_ = (at<T>(y[side], j) * rest - target(side, j)) * at<T>(inverse_s[side], j) * at<T>(qp.on[side], j);
+            P q_ = (at<T>(y[side], j) * rest - target(side, j)) * at<T>(inverse_s[side], j) *
+                   at<T>(qp.on[side], j);
             at<T>(q[side], j) = q_;
             at<T>(r.y, j) += qp.sign(side) * q_;
         });
@@ -216,9 +137,11 @@ template <class T, class E> struct InteriorPoint {
         });
         if (predictor) {
             // Refined where the step before needed it.
-            Mask wanted = running & (hard > PREDICTOR);
-            if (any(wanted)) kkt.solve(r, false, PREDICTOR, wanted, d, along);
-            else kkt.solve_regularised(r, false, d, along.Cz);
+            Mask wanted = running & (hard > ROUGH);
+            if (any(wanted))
+                kkt.solve(r, false, ROUGH, wanted, d, along);
+            else
+                kkt.solve_regularised(r, false, d, along.Cz);
         } else {
             kkt.solve(r, false, accuracy, running, d, along);
             hard = kkt.first;
@@ -228,13 +151,15 @@ template <class T, class E> struct InteriorPoint {
 
     INLINE P side_rest(int side, int j) const {
         const double sign = qp.sign(side);
-        return (sign * (at<T>(qp.limit[side], j) - at<T>(at_x.Cz, j)) - at<T>(s[side], j)) * at<T>(qp.on[side], j);
+        return (sign * (at<T>(qp.limit[side], j) - at<T>(at_x.Cz, j)) - at<T>(s[side], j)) *
+               at<T>(qp.on[side], j);
     }
 
-    // ds and dy of the sides from the dy of the rows. Far from a limit (s > y) ds follows from C dz,
-    // near it (y >= s) from dy: nothing is divided by what is nearly zero. What the sum over the
-    // sides lacks of the refined dy of the row goes to the near side.
-    template <class F> void split(F target) {
+    // ds and dy of the sides from the dy of the rows. Far from a limit (s > y) ds follows from C
+    // dz, near it (y >= s) from dy: nothing is divided by what is nearly zero. What the sum over
+    // the sides lacks of the refined dy of the row goes to the near side.
+    template <class F>
+    void split(F target) {
         each<T>(qp.k, [&](int j) { at<T>(kkt.weight, j) = at<T>(d.y, j); });
         qp.each_side([&](int side, int j) {
             const double sign = qp.sign(side);
@@ -252,7 +177,8 @@ template <class T, class E> struct InteriorPoint {
             P dy_ = at<T>(dy[side], j) + pick(heavier, sign * at<T>(kkt.weight, j), P{});
             at<T>(dy[side], j) = dy_;
             P move = (side_rest(side, j) - sign * at<T>(along.Cz, j)) * on;
-            at<T>(ds[side], j) = pick(near, (target(side, j) - s_ * dy_) / pick(near, y_, splat<T>(1.0)), move);
+            at<T>(ds[side], j) =
+                pick(near, (target(side, j) - s_ * dy_) / pick(near, y_, splat<T>(1.0)), move);
         });
     }
 
@@ -297,9 +223,13 @@ template <class T, class E> struct InteriorPoint {
         value += qp.total_sides([&](int side, int j) {
             return qp.sign(side) * at<T>(qp.limit[side], j) * at<T>(y[side], j);
         });
-        value += total<T>(qp.k, [&](int j) { return at<T>(qp.fixed, j) * at<T>(qp.limit[0], j) * at<T>(y[0], j); });
+        value += total<T>(qp.k, [&](int j) {
+            return at<T>(qp.fixed, j) * at<T>(qp.limit[0], j) * at<T>(y[0], j);
+        });
         V norm = greater(most<T>(qp.e, [&](int j) { return size(at<T>(x.nu, j)); }),
-                         most<T>(qp.k, [&](int j) { return greater(size(at<T>(y[0], j)), size(at<T>(y[1], j))); }));
+                         most<T>(qp.k, [&](int j) {
+                             return greater(size(at<T>(y[0], j)), size(at<T>(y[1], j)));
+                         }));
         V pull = most<T>(qp.n, [&](int j) { return size(at<T>(at_x.pull, j)); });
         suspect = suspect | ((value < 0) & (pull <= tolerance * lesser(-value, norm)));
         // A ray is looked for in the change of z.
@@ -308,8 +238,11 @@ template <class T, class E> struct InteriorPoint {
                           most<T>(qp.e, [&](int j) { return size(at<T>(along.Az, j)); }));
         moved = greater(qp.most_sides([&](int side, int j) {
             return greater(qp.sign(side) * at<T>(along.Cz, j), P{}) * at<T>(qp.on[side], j);
-        }), moved);
-        moved = greater(most<T>(qp.k, [&](int j) { return size(at<T>(along.Cz, j)) * at<T>(qp.fixed, j); }), moved);
+        }),
+                        moved);
+        moved = greater(
+            most<T>(qp.k, [&](int j) { return size(at<T>(along.Cz, j)) * at<T>(qp.fixed, j); }),
+            moved);
         V far = most<T>(qp.n, [&](int j) { return size(at<T>(d.z, j)); });
         suspect = suspect | ((slope < 0) & (moved <= tolerance * lesser(-slope, far)));
     }

@@ -8,7 +8,7 @@
 // diffopt/qp/kkt.py and structure.py, of which this is `Dense` (H of size n) and, of a diagonal Q
 // with no rows but A and bounds, `Diagonal` (only the Schur complement of A is factorised).
 #pragma once
-#include "problem.hpp"
+#include "residuals.hpp"
 
 namespace diffopt {
 
@@ -20,28 +20,8 @@ struct Settings {
     int max_steps, patience, refinements;
 };
 
-// A vector of the system.
-template <class T> struct Blocks {
-    typename T::V *z, *nu, *y;
-
-    void carve(Arena& a, int n, int e, int k) {
-        using V = typename T::V;
-        z = a.take<V>(padded<T>(n)), nu = a.take<V>(padded<T>(e)), y = a.take<V>(k);
-    }
-};
-
-// The data times a vector: Qz, Az, Cz, and A'nu + C'y.
-template <class T> struct Products {
-    typename T::V *Qz, *Az, *Cz, *pull;
-
-    void carve(Arena& a, int n, int e, int k) {
-        using V = typename T::V;
-        Qz = a.take<V>(padded<T>(n)), Az = a.take<V>(padded<T>(e));
-        Cz = a.take<V>(k), pull = a.take<V>(padded<T>(n));
-    }
-};
-
-template <class T, class E> struct KKT {
+template <class T, class E>
+struct KKT {
     using V = typename T::V;
     using P = typename T::P;
     using Mask = typename T::Mask;
@@ -108,8 +88,9 @@ template <class T, class E> struct KKT {
             fill_panel<T>(panel, qp.M.G, qp.ld, qp.m, i, rows, [&](int k) { return weight[k]; });
             for (int r = 0; qp.bounded && r < rows; r++)
                 base[(long)(i + r) * ldbase + i + r] += weight[qp.bounds + i + r];
-            upper.block(i, rows, 0, [&](int r, int j) { return at<T>(base + (long)r * ldbase, j); },
-                        Product<V, E>{panel, qp.M.G, qp.ld, qp.m, packs<T>(n)});
+            upper.block(
+                i, rows, 0, [&](int r, int j) { return at<T>(base + (long)r * ldbase, j); },
+                Product<V, E>{panel, qp.M.G, qp.ld, qp.m, packs<T>(n)});
             for (int r = 0; qp.bounded && r < rows; r++)
                 base[(long)(i + r) * ldbase + i + r] -= weight[qp.bounds + i + r];
         }
@@ -131,7 +112,8 @@ template <class T, class E> struct KKT {
         for (int i = first; i < N; i += TILE_ROWS) {
             const int rows = N - i < TILE_ROWS ? N - i : TILE_ROWS;
             if (product.count)
-                fill_panel<T>(panel, product.M, product.ld, product.count, i, rows, [&](int k) { return pivot[k]; });
+                fill_panel<T>(panel, product.M, product.ld, product.count, i, rows,
+                              [&](int k) { return pivot[k]; });
             auto diagonal = [&](int r, int j) {
                 P out = {};
                 if (r / T::pack == j) ((V*)&out)[r - j * T::pack] = V{} + S;
@@ -181,7 +163,8 @@ template <class T, class E> struct KKT {
     }
 
     // What is left of r at x, and the products of x, of which Cz is there already.
-    void residual(const Blocks<T>& r, const Blocks<T>& x, bool transpose, Products<T>& out, Blocks<T>& left) {
+    void residual(const Blocks<T>& r, const Blocks<T>& x, bool transpose, Products<T>& out,
+                  Blocks<T>& left) {
         qp.curvature(x.z, out.Qz);
         multiply<T>(qp.M.A, qp.ld, qp.e, qp.n, x.z, out.Az);
         each<T>(qp.n, [&](int j) { at<T>(out.pull, j) = P{}; });
@@ -192,7 +175,9 @@ template <class T, class E> struct KKT {
             at<T>(left.y, j) = at<T>(r.y, j) - ((transpose ? Cz : g_ * Cz) - at<T>(t, j) * y);
         });
         qp.rows_transposed(weight, out.pull);
-        each<T>(qp.n, [&](int j) { at<T>(left.z, j) = at<T>(r.z, j) - at<T>(out.Qz, j) - at<T>(out.pull, j); });
+        each<T>(qp.n, [&](int j) {
+            at<T>(left.z, j) = at<T>(r.z, j) - at<T>(out.Qz, j) - at<T>(out.pull, j);
+        });
         each<T>(qp.e, [&](int j) { at<T>(left.nu, j) = at<T>(r.nu, j) - at<T>(out.Az, j); });
     }
 
@@ -212,7 +197,8 @@ template <class T, class E> struct KKT {
 
     // x with products `out` for the right-hand side r, refined towards rtol where `wanted`, and its
     // relative residual.
-    V solve(const Blocks<T>& r, bool transpose, double rtol, Mask wanted, Blocks<T>& x, Products<T>& out) {
+    V solve(const Blocks<T>& r, bool transpose, double rtol, Mask wanted, Blocks<T>& x,
+            Products<T>& out) {
         solve_regularised(r, transpose, x, out.Cz);
         residual(r, x, transpose, out, rest);
         const V size_r = norm(r);
@@ -222,7 +208,8 @@ template <class T, class E> struct KKT {
         for (int i = 0; i < settings.refinements && any(refine); i++) {
             solve_regularised(rest, transpose, step, moved.Cz);
             add(x, step, trial);
-            each<T>(qp.k, [&](int j) { at<T>(tried.Cz, j) = at<T>(out.Cz, j) + at<T>(moved.Cz, j); });
+            each<T>(qp.k,
+                    [&](int j) { at<T>(tried.Cz, j) = at<T>(out.Cz, j) + at<T>(moved.Cz, j); });
             residual(r, trial, transpose, tried, step);
             V again = norm(step);
             refine = refine & (again < error);
@@ -244,7 +231,8 @@ template <class T, class E> struct KKT {
     // `trial`, with products `tried` and what is left in `step`, where better.
     void accept(Mask better, Blocks<T>& x, Products<T>& out) {
         auto take = [&](V* to, const V* from, int count) {
-            each<T>(count, [&](int j) { at<T>(to, j) = pick(better, at<T>(from, j), at<T>(to, j)); });
+            each<T>(count,
+                    [&](int j) { at<T>(to, j) = pick(better, at<T>(from, j), at<T>(to, j)); });
         };
         take(x.z, trial.z, qp.n), take(x.nu, trial.nu, qp.e), take(x.y, trial.y, qp.k);
         take(rest.z, step.z, qp.n), take(rest.nu, step.nu, qp.e), take(rest.y, step.y, qp.k);
@@ -252,49 +240,5 @@ template <class T, class E> struct KKT {
         take(out.Cz, tried.Cz, qp.k), take(out.pull, tried.pull, qp.n);
     }
 };
-
-// The KKT residuals of a point with known products, in the user's units: primal, dual, gap (see
-// Residuals in diffopt/qp/problem.py). Returned is the worst of them and of the same in these units.
-template <class T, class E>
-typename T::V residuals(const Problem<T, E>& qp, const Blocks<T>& x, const Products<T>& at_x,
-                        typename T::V payment, typename T::V (&out)[3]) {
-    using V = typename T::V;
-    using P = typename T::P;
-    const Units<T>& u = qp.units;
-    V primal = {}, sizes = {}, user[3] = {};
-    auto both = [](V& here, V& there, auto count, auto value, const V* unit) {
-        V scaled = most<T>(count, [&](int j) { return value(j) * at<T>(unit, j); });
-        there = greater(scaled, there);
-        here = greater(most<T>(count, value), here);
-    };
-    auto violation = [&](int j) {
-        P up = (at<T>(at_x.Cz, j) - at<T>(qp.limit[0], j)) * greater(at<T>(qp.on[0], j), at<T>(qp.fixed, j));
-        P low = (at<T>(qp.limit[1], j) - at<T>(at_x.Cz, j)) * greater(at<T>(qp.on[1], j), at<T>(qp.fixed, j));
-        return greater(greater(up, low), P{});
-    };
-    both(primal, user[0], qp.k, violation, u.user_rows);
-    both(primal, user[0], qp.e, [&](int j) { return size(at<T>(at_x.Az, j) - at<T>(qp.b, j)); }, u.user_equal);
-    both(sizes, user[1], qp.m, [&](int j) { return size(at<T>(at_x.Cz, j)); }, u.user_rows);
-    both(sizes, user[1], qp.e, [&](int j) { return greater(size(at<T>(at_x.Az, j)), size(at<T>(qp.b, j))); }, u.user_equal);
-    V here = primal / (1.0 + sizes);
-    out[0] = user[0] / (1.0 + user[1]);
-
-    V dual = {}, user_dual = {}, large = {}, user_large = {};
-    both(dual, user_dual, qp.n, [&](int j) { return size(at<T>(at_x.Qz, j) + at<T>(qp.p, j) + at<T>(at_x.pull, j)); }, u.user_dual);
-    both(large, user_large, qp.n, [&](int j) { return greater(size(at<T>(at_x.Qz, j)), size(at<T>(qp.p, j))); }, u.user_dual);
-    if (qp.bounded) both(large, user_large, qp.n, [&](int j) { return size(at<T>(x.y + qp.bounds, j)); }, u.y + qp.bounds);
-    here = greater(dual / (1.0 + large), here);
-    out[1] = user_dual / (1.0 + user_large);
-
-    V quadratic = total<T>(qp.n, [&](int j) { return at<T>(x.z, j) * at<T>(at_x.Qz, j); });
-    V linear = total<T>(qp.n, [&](int j) { return at<T>(x.z, j) * at<T>(qp.p, j); });
-    V gap = quadratic + linear + payment + total<T>(qp.e, [&](int j) { return at<T>(qp.b, j) * at<T>(x.nu, j); });
-    V objective = quadratic * 0.5 + linear;
-    here = greater(size(gap) / (1.0 + size(objective)), here);
-    out[2] = size(gap * u.user_objective) / (1.0 + size(objective * u.user_objective));
-    V worst = here;
-    for (V v : out) worst = pick(v <= worst, worst, v);
-    return worst;
-}
 
 }  // namespace diffopt

@@ -1,7 +1,7 @@
 // Values: what one entry of a matrix or vector is, so that the rest is written once.
 //
-//   Across   an entry holds that entry of WIDTH problems, one a SIMD lane: for batches of small QPs.
-//   Within   an entry is one number of one problem, and WIDTH neighbours in a row make a pack.
+//   Across   an entry holds that entry of WIDTH problems, one a SIMD lane: for batches of small
+//   QPs. Within   an entry is one number of one problem, and WIDTH neighbours in a row make a pack.
 //
 // V is an entry, P a pack: what the inner loops work on. Across, both are one vector; within, V is
 // a double and P a vector of a row. Every loop over entries goes through `each`, `most` and
@@ -41,8 +41,14 @@ INLINE bool any(WideMask m) {
 }
 
 // NaN in either argument gives b.
-template <class X> INLINE X lesser(X a, X b) { return pick(a < b, a, b); }
-template <class X> INLINE X greater(X a, X b) { return pick(a > b, a, b); }
+template <class X>
+INLINE X lesser(X a, X b) {
+    return pick(a < b, a, b);
+}
+template <class X>
+INLINE X greater(X a, X b) {
+    return pick(a > b, a, b);
+}
 INLINE double size(double a) { return __builtin_fabs(a); }
 INLINE Wide size(Wide a) { return (Wide)((WideMask)a & 0x7fffffffffffffffLL); }
 INLINE double root(double a) { return __builtin_sqrt(a); }
@@ -104,32 +110,49 @@ struct Single {
 };
 
 // An entry, or a number, as a pack.
-template <class T> INLINE typename T::P splat(typename T::P x) { return x; }
-template <class T, class X> INLINE typename T::P splat(X x) { return typename T::P{} + x; }
+template <class T>
+INLINE typename T::P splat(typename T::P x) {
+    return x;
+}
+template <class T, class X>
+INLINE typename T::P splat(X x) {
+    return typename T::P{} + x;
+}
 
 // Number of packs of n entries, and n rounded up to whole packs.
-template <class T> constexpr int packs(int n) { return (n + T::pack - 1) / T::pack; }
-template <class T> constexpr int padded(int n) { return packs<T>(n) * T::pack; }
+template <class T>
+constexpr int packs(int n) {
+    return (n + T::pack - 1) / T::pack;
+}
+template <class T>
+constexpr int padded(int n) {
+    return packs<T>(n) * T::pack;
+}
 
 // Pack j of a row or vector; an entry that all lanes share is a double and fills them.
-template <class T, class E> INLINE typename T::P packed(const E* row, int j) {
+template <class T, class E>
+INLINE typename T::P packed(const E* row, int j) {
     if constexpr (T::pack > 1 || sizeof(E) == sizeof(typename T::P))
         return ((const typename T::P*)row)[j];
     else
         return splat<T>(row[j]);
 }
-template <class T> INLINE typename T::P& at(typename T::V* x, int j) {
+template <class T>
+INLINE typename T::P& at(typename T::V* x, int j) {
     return ((typename T::P*)x)[j];
 }
-template <class T> INLINE typename T::P at(const typename T::V* x, int j) {
+template <class T>
+INLINE typename T::P at(const typename T::V* x, int j) {
     return ((const typename T::P*)x)[j];
 }
 
-template <class T, class F> INLINE void each(int count, F f) {
+template <class T, class F>
+INLINE void each(int count, F f) {
     for (int j = 0; j < packs<T>(count); j++) f(j);
 }
 // The largest of nonnegative packs, and the sum of packs, entry by entry of V.
-template <class T, class F> INLINE typename T::V most(int count, F f) {
+template <class T, class F>
+INLINE typename T::V most(int count, F f) {
     typename T::P out = {};
     for (int j = 0; j < packs<T>(count); j++) {
         typename T::P x = f(j);
@@ -137,7 +160,8 @@ template <class T, class F> INLINE typename T::V most(int count, F f) {
     }
     return T::max(out);
 }
-template <class T, class F> INLINE typename T::V total(int count, F f) {
+template <class T, class F>
+INLINE typename T::V total(int count, F f) {
     typename T::P out = {};
     for (int j = 0; j < packs<T>(count); j++) out += f(j);
     return T::sum(out);

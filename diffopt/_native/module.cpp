@@ -29,12 +29,15 @@ static Batch batch_of(const Sizes& sizes, const Given& given) {
         return Slice{(const double*)data, batch, step};
     };
     auto [size, n, m, e, bounded] = sizes;
-    return {size, n, m, e, bounded, slice(0), slice(1), slice(2), slice(3), slice(4), slice(5), slice(6), slice(7), slice(8)};
+    return {size,     n,        m,        e,        bounded,  slice(0), slice(1),
+            slice(2), slice(3), slice(4), slice(5), slice(6), slice(7), slice(8)};
 }
 
 static Settings settings_of(const Numbers& numbers) {
-    auto [eps, eps_polish, eps_infeasible, regularization, warm_mu, max_steps, patience, refinements] = numbers;
-    return {eps, eps_polish, eps_infeasible, regularization, warm_mu, max_steps, patience, refinements};
+    auto [eps, eps_polish, eps_infeasible, regularization, warm_mu, max_steps, patience,
+          refinements] = numbers;
+    return {eps,     eps_polish, eps_infeasible, regularization,
+            warm_mu, max_steps,  patience,       refinements};
 }
 
 // A tenth of a second after it was last asked, Python is asked whether Ctrl-C was pressed.
@@ -49,7 +52,8 @@ static bool signalled() {
 }
 
 // f without the GIL; what Ctrl-C raises is passed on.
-template <class F> static void interruptible(F f) {
+template <class F>
+static void interruptible(F f) {
     Interrupt interrupt;
     interrupt.ask = signalled;
     {
@@ -60,7 +64,8 @@ template <class F> static void interruptible(F f) {
 }
 
 // f with the engine for these arguments.
-template <class F> static void run(const Batch& batch, const Settings& settings, Plan chosen, F f) {
+template <class F>
+static void run(const Batch& batch, const Settings& settings, Plan chosen, F f) {
     interruptible([&](Interrupt& interrupt) {
         with_engine(batch, settings, chosen, [&](const auto& engine) { f(engine, interrupt); });
     });
@@ -74,35 +79,41 @@ PYBIND11_MODULE(DIFFOPT_MODULE, module) {
         Settings settings = settings_of(numbers);
         Plan chosen = plan(batch);
         unsigned long bytes = 0;
-        with_engine(batch, settings, chosen, [&](const auto& engine) { bytes = engine.tape_bytes(); });
+        with_engine(batch, settings, chosen,
+                    [&](const auto& engine) { bytes = engine.tape_bytes(); });
         return std::make_tuple(Chosen{chosen.across, chosen.shared, chosen.diagonal}, bytes);
     });
-    module.def("solve", [](const Sizes& sizes, const Given& given, const Numbers& numbers, Chosen chosen,
-                           Address tape, int threads, std::array<Address, 3> warm,
+    module.def("solve", [](const Sizes& sizes, const Given& given, const Numbers& numbers,
+                           Chosen chosen, Address tape, int threads, std::array<Address, 3> warm,
                            std::array<Address, 6> out) {
         Batch batch = batch_of(sizes, given);
         Settings settings = settings_of(numbers);
         Warm from{(const double*)warm[0], (const double*)warm[1], (const double*)warm[2]};
         Answers answers{(double*)out[0], (double*)out[1], (signed char*)out[2],
-                        (long*)out[3], (bool*)out[4], (bool*)out[5]};
+                        (long*)out[3],   (bool*)out[4],   (bool*)out[5]};
         auto [across, shared, diagonal] = chosen;
-        run(batch, settings, Plan{across, shared, diagonal}, [&](const auto& engine, Interrupt& interrupt) {
-            engine.solve((void*)tape, threads, interrupt, from, answers);
-        });
+        run(batch, settings, Plan{across, shared, diagonal},
+            [&](const auto& engine, Interrupt& interrupt) {
+                engine.solve((void*)tape, threads, interrupt, from, answers);
+            });
         long settled = 0;
         for (long i = 0; i < batch.size; i++) settled += answers.settled[i];
         return settled;
     });
-    module.def("apply_inverse", [](const Sizes& sizes, const Numbers& numbers, Chosen chosen, Address tape, int threads, bool transpose, Address v, Address x, Address error) {
-        Batch batch = batch_of(sizes, Given{});
-        Settings settings = settings_of(numbers);
-        auto [across, shared, diagonal] = chosen;
-        run(batch, settings, Plan{across, shared, diagonal}, [&](const auto& engine, Interrupt& interrupt) {
-            engine.apply_inverse((void*)tape, threads, interrupt, transpose, (const double*)v, (double*)x, (double*)error);
-        });
-    });
-    module.def("outer_products", [](const Sizes& sizes, int threads, Address x, Address u, Address active,
-                                    std::array<Address, 9> out) {
+    module.def("apply_inverse",
+               [](const Sizes& sizes, const Numbers& numbers, Chosen chosen, Address tape,
+                  int threads, bool transpose, Address v, Address x, Address error) {
+                   Batch batch = batch_of(sizes, Given{});
+                   Settings settings = settings_of(numbers);
+                   auto [across, shared, diagonal] = chosen;
+                   run(batch, settings, Plan{across, shared, diagonal},
+                       [&](const auto& engine, Interrupt& interrupt) {
+                           engine.apply_inverse((void*)tape, threads, interrupt, transpose,
+                                                (const double*)v, (double*)x, (double*)error);
+                       });
+               });
+    module.def("outer_products", [](const Sizes& sizes, int threads, Address x, Address u,
+                                    Address active, std::array<Address, 9> out) {
         Batch batch = batch_of(sizes, Given{});
         auto to = [&](int i) { return (double*)out[i]; };
         Gradients gradients{to(0), to(1), to(2), to(3), to(4), to(5), to(6), to(7), to(8)};

@@ -6,11 +6,12 @@
 
 namespace diffopt {
 
-constexpr int ROUNDS = 3;          // guesses of the active set
+constexpr int ROUNDS = 3;           // guesses of the active set
 constexpr double STUCK = 1e-11;     // a relative residual of a linear solve
 constexpr double ROUNDING = 1e-12;  // a residual that is as good as any
 
-template <class T, class E> struct Polish {
+template <class T, class E>
+struct Polish {
     using V = typename T::V;
     using P = typename T::P;
     using Mask = typename T::Mask;
@@ -39,7 +40,9 @@ template <class T, class E> struct Polish {
 
     void begin() {
         done = V{} != V{}, error = V{} + __builtin_inf();
-        each<T>(qp.k, [&](int j) { at<T>(t, j) = splat<T>(1.0), at<T>(best.y, j) = P{}, at<T>(Cz, j) = P{}; });
+        each<T>(qp.k, [&](int j) {
+            at<T>(t, j) = splat<T>(1.0), at<T>(best.y, j) = P{}, at<T>(Cz, j) = P{};
+        });
     }
 
     // The active set that an interior point shows: limits with y > s.
@@ -105,7 +108,9 @@ template <class T, class E> struct Polish {
     Mask solve(Mask wanted) {
         qp.rows(x.z, products.Cz);
         kkt.residual(r, x, false, products, d);  // for its products
-        each<T>(qp.n, [&](int j) { at<T>(r.z, j) = -(at<T>(products.Qz, j) + at<T>(qp.p, j) + at<T>(products.pull, j)); });
+        each<T>(qp.n, [&](int j) {
+            at<T>(r.z, j) = -(at<T>(products.Qz, j) + at<T>(qp.p, j) + at<T>(products.pull, j));
+        });
         each<T>(qp.e, [&](int j) { at<T>(r.nu, j) = at<T>(qp.b, j) - at<T>(products.Az, j); });
         each<T>(qp.k, [&](int j) {
             P limit = pick(at<T>(guess_side, j) > 0, at<T>(qp.limit[0], j), at<T>(qp.limit[1], j));
@@ -128,7 +133,8 @@ template <class T, class E> struct Polish {
             P fix = at<T>(qp.fixed, j);
             at<T>(tried_side, j) = at<T>(guess_side, j);
             at<T>(guess_t, j) = pick(greater(up, low) > 0, P{}, splat<T>(1.0) - fix);
-            at<T>(guess_side, j) = pick(fix > 0, splat<T>(1.0), pick(up >= low, splat<T>(1.0), splat<T>(-1.0)));
+            at<T>(guess_side, j) =
+                pick(fix > 0, splat<T>(1.0), pick(up >= low, splat<T>(1.0), splat<T>(-1.0)));
         });
     }
 
@@ -156,7 +162,8 @@ template <class T, class E> struct Polish {
 
     void accept(Mask better, V after, const V (&out)[3]) {
         auto take = [&](V* to, const V* from, int count) {
-            each<T>(count, [&](int j) { at<T>(to, j) = pick(better, at<T>(from, j), at<T>(to, j)); });
+            each<T>(count,
+                    [&](int j) { at<T>(to, j) = pick(better, at<T>(from, j), at<T>(to, j)); });
         };
         take(best.z, d.z, qp.n), take(best.nu, d.nu, qp.e), take(best.y, d.y, qp.k);
         take(t, kkt.t, qp.k), take(side, tried_side, qp.k);
@@ -171,75 +178,17 @@ template <class T, class E> struct Polish {
     Mask weak() {
         V zero = lesser(greater(1e4 * error, V{} + 1e-11), V{} + 1e-7);
         V bad = most<T>(qp.k, [&](int j) {
-            P up = size(at<T>(Cz, j) - at<T>(qp.limit[0], j)), low = size(at<T>(Cz, j) - at<T>(qp.limit[1], j));
+            P up = size(at<T>(Cz, j) - at<T>(qp.limit[0], j)),
+              low = size(at<T>(Cz, j) - at<T>(qp.limit[1], j));
             P far = splat<T>(1.0);
-            P gap = lesser(pick(at<T>(qp.on[0], j) > 0, up, far), pick(at<T>(qp.on[1], j) > 0, low, far));
+            P gap = lesser(pick(at<T>(qp.on[0], j) > 0, up, far),
+                           pick(at<T>(qp.on[1], j) > 0, low, far));
             P at_limit = pick(gap < zero, splat<T>(1.0), 1.0 - at<T>(t, j));
             P small = pick(size(at<T>(best.y, j)) < zero, splat<T>(1.0), P{});
             return at_limit * small * (1.0 - at<T>(qp.fixed, j));
         });
         return bad > 0;
     }
-
-    // Lanes whose active rows are independent for certain: of rows of length one, restricted to the
-    // unknowns that are at no bound, none is nearer than 1e-5 to the span of those before it.
-    // The Gram matrix of as many rows as the fullest lane has, in the memory of U.
-    Mask independent(Arena scratch) {
-        const int n = qp.n, e = qp.e;
-        int count[T::lanes], most_rows = 0;
-        V crowded = {};
-        int* index = scratch.take<int>((long)qp.m * T::lanes);
-        for (int l = 0; l < T::lanes; l++) {
-            count[l] = 0;
-            for (int i = 0; i < qp.m; i++)
-                if (lane(t[i], l) == 0) index[(count[l]++) * T::lanes + l] = i;
-            if (e + count[l] > n) set_lane(crowded, l, 1.0), count[l] = 0;
-            most_rows = count[l] > most_rows ? count[l] : most_rows;
-        }
-        const int R = e + most_rows;
-        if (R == 0) return crowded == 0;
-        if (e > n) return V{} != V{};
-        const int ld = T::stride(R);
-        V* rows = scratch.take<V>((long)n * ld);
-        V* length = scratch.take<V>(padded<T>(R));
-        Upper<T> gram{scratch.take<V>((long)R * ld), scratch.take<V>(padded<T>(R)), scratch.take<V>((long)R * TILE_ROWS), R, ld};
-        V* panel = scratch.take<V>((long)n * TILE_ROWS);
-        for (int i = 0; i < R; i++) length[i] = V{};
-        for (int j = 0; j < n; j++) {
-            V free = qp.bounded ? t[qp.bounds + j] : V{} + 1.0;
-            V* out = rows + (long)j * ld;
-            for (int i = 0; i < e; i++) out[i] = V{} + qp.M.A[(long)i * qp.ld + j];
-            for (int i = e; i < R; i++)
-                for (int l = 0; l < T::lanes; l++) {
-                    const bool there = i - e < count[l];
-                    set_lane(out[i], l, there ? entry(qp.M.G[(long)index[(i - e) * T::lanes + l] * qp.ld + j], l) : 0.0);
-                }
-            for (int i = 0; i < R; i++) length[i] += out[i] * out[i], out[i] *= free;
-            for (int i = R; i < padded<T>(R); i++) out[i] = V{};
-        }
-        for (int i = e; i < R; i++)
-            for (int l = 0; l < T::lanes; l++)
-                if (i - e >= count[l]) set_lane(length[i], l, 1.0);
-        for (int i = 0; i < R; i += TILE_ROWS) {
-            const int block = R - i < TILE_ROWS ? R - i : TILE_ROWS;
-            fill_panel<T>(panel, rows, ld, n, i, block, [](int) { return V{} + 1.0; });
-            auto diagonal = [&](int r, int j) {  // one for the rows that fill up
-                P out = {};
-                if (r / T::pack == j)
-                    for (int l = 0; l < T::lanes; l++)
-                        if (r - e >= count[l]) set_lane(((V*)&out)[r - j * T::pack], l, 1.0);
-                return out;
-            };
-            gram.block(i, block, 0, diagonal, Product<V, V>{panel, rows, ld, n, packs<T>(R)});
-        }
-        V far = {};
-        for (int i = 0; i < R; i++) far = greater(gram.inverse[i] * root(length[i]), far);
-        // Rows of zeros have length zero: their pivot is, too, and its inverse infinite.
-        return (far < 1e5) & (crowded == 0);
-    }
-
-    static INLINE double entry(double x, int) { return x; }
-    static INLINE double entry(Wide x, int l) { return x[l]; }
 };
 
 }  // namespace diffopt

@@ -1,66 +1,21 @@
-// One group of problems (as many as T::lanes) in the equilibrated space, and where its numbers lie.
+// One group of problems (as many as T::lanes) in the equilibrated space.
 //
-// The user's data become, with powers of two for all factors, so that nothing is rounded,
+//   z = r d * z^,   Q^ = c r D Q D,  p^ = c D p,  A^ = E_A A D,  G^ = E_G G D,  limits^ = E limits
+//   / r
 //
-//   z = r d * z^,   Q^ = c r D Q D,  p^ = c D p,  A^ = E_A A D,  G^ = E_G G D,  limits^ = E limits / r
-//
-// as in the torch engine (diffopt/qp/scaling.py, which has the derivation and the source). Rows of C
-// are those of G, filled up to whole packs, and then the bounds: `k` of them with the filling,
-// whose entries bind nothing. E is the type of a matrix entry: V, or double where all problems
-// share Q, G and A.
+// with powers of two for all factors. Rows of C are those of G, filled up to whole packs, and then
+// the bounds: `k` of them with the filling, whose entries bind nothing. E is the type of a matrix
+// entry: V, or double where all problems share Q, G and A.
 #pragma once
-#include "linalg.hpp"
+#include "equilibration.hpp"
 
 namespace diffopt {
 
-constexpr double HUGE_LIMIT = 1.7976931348623157e308;  // what is larger is infinite
-
-// Sample b, entry i: data[b * batch + i * step]; null: absent. Matrices are row-major.
-struct Slice {
-    const double* data;
-    long batch, step;
-    const double* sample(long b) const { return data ? data + b * batch : nullptr; }
-};
-
-struct Batch {
-    long size;
-    int n, m, e;
-    bool bounded;
-    Slice Q, p, G, A, b, h_lower, h, lb, ub;
-};
-
-// Takes memory piece by piece from `base`; from null it only counts.
-struct Arena {
-    char* base;
-    unsigned long used = 0;
-    template <class X> X* take(long count) {
-        used = (used + 63) / 64 * 64;
-        X* out = base ? (X*)(base + used) : nullptr;
-        used += sizeof(X) * (count > 0 ? count : 1);
-        return out;
-    }
-};
-
-// The equilibrated matrices, and the diagonals that made them; the same for all problems, or not.
-template <class T, class E> struct Matrices {
-    E *Q, *G, *A, *columns;  // columns: A', for `diagonal`
-    E *d, *e_A, *e_G;
-    E curvature;  // the mean of the column norms of D Q D
-    E poison;     // 0; NaN if an entry is not finite
-
-    void carve(Arena& a, int n, int m, int e, bool diagonal) {
-        Q = a.take<E>(diagonal ? padded<T>(n) : (long)n * T::stride(n));
-        G = a.take<E>((long)m * T::stride(n));
-        A = a.take<E>((long)e * T::stride(n));
-        columns = a.take<E>(diagonal ? (long)n * T::stride(e) : 0);
-        d = a.take<E>(padded<T>(n)), e_A = a.take<E>(padded<T>(e)), e_G = a.take<E>(padded<T>(m));
-    }
-};
-
-template <class T> struct Units {
+template <class T>
+struct Units {
     using V = typename T::V;
-    V *z, *nu, *y;          // a unit of the unknowns here in the user's
-    V *dual, *equal, *rows;  // a unit of the user's residuals here
+    V *z, *nu, *y;                          // a unit of the unknowns here in the user's
+    V *dual, *equal, *rows;                 // a unit of the user's residuals here
     V *user_dual, *user_equal, *user_rows;  // one over these
     V objective, user_objective;
 
@@ -72,186 +27,35 @@ template <class T> struct Units {
     }
 };
 
-// Entry i of lane l of `first` + l; the lanes behind the last sample repeat it.
-template <class T> INLINE long sample_of(long first, int l, long size) {
-    return first + l < size ? first + l : size - 1;
-}
-template <class T>
-void load(typename T::V* out, const Slice& s, int count, long first, long size, double absent) {
-    for (int l = 0; l < T::lanes; l++) {
-        const double* x = s.sample(sample_of<T>(first, l, size));
-        for (int i = 0; i < count; i++) set_lane(out[i], l, x ? x[i * s.step] : absent);
-    }
-}
-template <class T>
-void load_matrix(typename T::V* out, int ld, const Slice& s, int rows, int n, long first, long size) {
-    for (int l = 0; l < T::lanes; l++) {
-        const double* x = s.sample(sample_of<T>(first, l, size));
-        for (int i = 0; i < rows; i++) {
-            typename T::V* row = out + (long)i * ld;
-            for (int j = 0; j < n; j++) set_lane(row[j], l, x ? x[(long)i * n + j] : 0.0);
-        }
-    }
-}
-
-template <class T, class V> INLINE V positive_or_one(V x) { return pick(x > 0, x, V{} + 1.0); }
-
-// The loading and equilibration of Matrices<T, T::V>: of a group, or (T = Within) of what is shared.
-template <class T> struct Loader {
-    using V = typename T::V;
-    using P = typename T::P;
-    Matrices<T, V>& M;
-    const Batch& batch;
-    bool diagonal;
-    V *columns, *rows_A, *rows_G;  // norms
-    bool poisoned = true;          // whether to look for what is not finite
-
-    Loader(Matrices<T, V>& M, const Batch& batch, bool diagonal, Arena a)
-        : M(M), batch(batch), diagonal(diagonal) {
-        columns = a.take<V>(padded<T>(batch.n));
-        rows_A = a.take<V>(padded<T>(batch.e)), rows_G = a.take<V>(padded<T>(batch.m));
-    }
-
-    void run(long first) {
-        const int n = batch.n, m = batch.m, e = batch.e, ld = T::stride(n);
-        if (diagonal)
-            load<T>(M.Q, Slice{batch.Q.data, batch.Q.batch, n + 1}, n, first, batch.size, 0.0);
-        else
-            symmetric(first);
-        load_matrix<T>(M.G, ld, batch.G, m, n, first, batch.size);
-        load_matrix<T>(M.A, ld, batch.A, e, n, first, batch.size);
-        equilibrate();
-        apply();
-    }
-
-    void symmetric(long first) {
-        const int n = batch.n, ld = T::stride(n);
-        load_matrix<T>(M.Q, ld, batch.Q, n, n, first, batch.size);
-        for (int i = 0; i < n; i++)
-            for (int j = 0; j < i; j++) {
-                V mean = 0.5 * (M.Q[(long)i * ld + j] + M.Q[(long)j * ld + i]);
-                M.Q[(long)i * ld + j] = M.Q[(long)j * ld + i] = mean;
-            }
-    }
-
-    // out_i = max_j |M_ij| d_j, and columns_j = max(columns_j, max_i |M_ij| e_i).
-    void norms(const V* X, int count, const V* e, V* out) {
-        const int ld = T::stride(batch.n), w = packs<T>(batch.n);
-        for (int i = 0; i < count; i++) {
-            P most = {}, weight = splat<T>(e[i]), zero = {};
-            for (int j = 0; j < w; j++) {
-                P x = size(packed<T>(X + (long)i * ld, j));
-                zero += x * 0.0;
-                most = greater(x * at<T>(M.d, j), most);
-                at<T>(columns, j) = greater(x * weight, at<T>(columns, j));
-            }
-            if (out) out[i] = T::max(most);
-            if (poisoned) M.poison += T::sum(zero);
-        }
-    }
-
-    void curvatures(V unit) {
-        if (diagonal)
-            each<T>(batch.n, [&](int j) { at<T>(columns, j) = unit * size(at<T>(M.Q, j)) * at<T>(M.d, j); });
-        else
-            norms(M.Q, batch.n, M.d, nullptr);
-        if (!diagonal) each<T>(batch.n, [&](int j) { at<T>(columns, j) *= unit; });
-    }
-
-    void equilibrate() {
-        const int n = batch.n, m = batch.m, e = batch.e;
-        M.poison = V{};
-        each<T>(n, [&](int j) { at<T>(M.d, j) = splat<T>(1.0), at<T>(columns, j) = P{}; });
-        // The unit of a row, and that of the objective, is free: out of the way of the clipping.
-        V *ones_A = M.e_A, *ones_G = M.e_G;
-        each<T>(e, [&](int j) { at<T>(ones_A, j) = P{}; });
-        each<T>(m, [&](int j) { at<T>(ones_G, j) = P{}; });
-        norms(M.A, e, ones_A, rows_A), norms(M.G, m, ones_G, rows_G);
-        auto inverse = [](P x) { return 1.0 / positive_or_one<T>(x); };
-        each<T>(e, [&](int j) { at<T>(M.e_A, j) = inverse(at<T>(rows_A, j)); });
-        each<T>(m, [&](int j) { at<T>(M.e_G, j) = inverse(at<T>(rows_G, j)); });
-        const V unit = 1.0 / positive_or_one<T>(largest_of_Q());
-        poisoned = false;
-        V running = V{} + 1.0;
-        for (int pass = 0; pass < 8; pass++) {
-            each<T>(n, [&](int j) { at<T>(columns, j) = P{}; });
-            curvatures(unit);
-            norms(M.A, e, M.e_A, rows_A), norms(M.G, m, M.e_G, rows_G);
-            V off = {};
-            off = greater(shrink(M.d, columns, n, running, 1.0), off);
-            off = greater(shrink(M.e_A, rows_A, e, running, 0.0), off);
-            off = greater(shrink(M.e_G, rows_G, m, running, 0.0), off);
-            running = pick(off > 1.5, running, V{});
-            if (!any(running > 0)) break;
-        }
-        each<T>(n, [&](int j) { at<T>(M.d, j) = power_of_two(at<T>(M.d, j)), at<T>(columns, j) = P{}; });
-        each<T>(e, [&](int j) { at<T>(M.e_A, j) = power_of_two(at<T>(M.e_A, j)); });
-        each<T>(m, [&](int j) { at<T>(M.e_G, j) = power_of_two(at<T>(M.e_G, j)); });
-        curvatures(V{} + 1.0);
-        M.curvature = total<T>(n, [&](int j) { return at<T>(M.d, j) * at<T>(columns, j); }) / (double)n;
-    }
-
-    V largest_of_Q() {
-        V out = {};
-        for (int i = 0; i < (diagonal ? 1 : batch.n); i++) {
-            const V* row = M.Q + (long)i * T::stride(batch.n);
-            out = greater(most<T>(batch.n, [&](int j) { return size(at<T>(row, j)); }), out);
-            M.poison += total<T>(batch.n, [&](int j) { return at<T>(row, j) * 0.0; });
-        }
-        return out;
-    }
-
-    // factor /= sqrt(factor norm), within bounds; how far the worst norm is from one. Rows have
-    // bounds of their own: their unit, which they start from, may be anything.
-    V shrink(V* factor, const V* norm, int count, V running, double bounded) {
-        return most<T>(count, [&](int j) {
-            P f = at<T>(factor, j), x = f * at<T>(norm, j);
-            P next = f / root(positive_or_one<T>(x));
-            if (bounded > 0) next = lesser(greater(next, splat<T>(1e-4)), splat<T>(1e4));
-            at<T>(factor, j) = pick(running > 0, next, f);
-            return pick(x > 0, greater(x, 1.0 / x), P{});
-        });
-    }
-
-    void apply() {
-        const int n = batch.n, ld = T::stride(n);
-        auto scale = [&](V* X, int count, const V* e) {
-            for (int i = 0; i < count; i++)
-                each<T>(n, [&](int j) { at<T>(X + (long)i * ld, j) *= splat<T>(e[i]) * at<T>(M.d, j); });
-        };
-        if (diagonal)
-            each<T>(n, [&](int j) { at<T>(M.Q, j) *= at<T>(M.d, j) * at<T>(M.d, j); });
-        else
-            scale(M.Q, n, M.d);
-        scale(M.G, batch.m, M.e_G), scale(M.A, batch.e, M.e_A);
-        if (!diagonal) return;
-        for (int i = 0; i < batch.e; i++)
-            for (int j = 0; j < n; j++)
-                M.columns[(long)j * T::stride(batch.e) + i] = M.A[(long)i * ld + j];
-    }
-};
-
-template <class T, class E> struct Problem {
+template <class T, class E>
+struct Problem {
     using V = typename T::V;
     using P = typename T::P;
     int n, m, e, k, bounds, ld;  // bounds: where those rows of C begin
     bool bounded, diagonal;
     Matrices<T, E> M;
     Units<T> units;
-    V *p, *b, *limit[2], *on[2], *fixed, *alive;  // 0: upper, 1: lower; alive: rows of A that are not zero
-    V weight, sides;                              // c r; the number of sides, at least one
-    bool present[2][2];                           // [rows of G, bounds][side]: in any lane
+    V *p, *b, *limit[2], *on[2], *fixed,
+        *alive;          // 0: upper, 1: lower; alive: rows of A that are not zero
+    V weight, sides;     // c r; the number of sides, at least one
+    bool present[2][2];  // [rows of G, bounds][side]: in any lane
 
     Problem(const Batch& batch, bool diagonal)
-        : n(batch.n), m(batch.m), e(batch.e), ld(T::stride(batch.n)), bounded(batch.bounded),
+        : n(batch.n),
+          m(batch.m),
+          e(batch.e),
+          ld(T::stride(batch.n)),
+          bounded(batch.bounded),
           diagonal(diagonal) {
         bounds = padded<T>(m);
         k = bounds + (bounded ? padded<T>(n) : 0);
     }
 
     void carve(Arena& a, Matrices<T, E>* shared) {
-        if (shared) M = *shared;
-        else M.carve(a, n, m, e, diagonal);
+        if (shared)
+            M = *shared;
+        else
+            M.carve(a, n, m, e, diagonal);
         units.carve(a, n, e, k);
         p = a.take<V>(padded<T>(n)), b = a.take<V>(padded<T>(e));
         for (int s = 0; s < 2; s++) limit[s] = a.take<V>(k), on[s] = a.take<V>(k);
@@ -261,7 +65,8 @@ template <class T, class E> struct Problem {
     static double sign(int side) { return side ? -1.0 : 1.0; }
 
     // f(range begin, side) for the packs of every side that is there: f(s, j).
-    template <class F> INLINE void each_side(F f) const {
+    template <class F>
+    INLINE void each_side(F f) const {
         for (int r = 0; r < 2; r++) {
             const int begin = r ? bounds / T::pack : 0, end = (r ? k : bounds) / T::pack;
             for (int s = 0; s < 2; s++)
@@ -269,14 +74,19 @@ template <class T, class E> struct Problem {
                     for (int j = begin; j < end; j++) f(s, j);
         }
     }
-    template <class F> INLINE V total_sides(F f) const {
+    template <class F>
+    INLINE V total_sides(F f) const {
         P out = {};
         each_side([&](int s, int j) { out += f(s, j); });
         return T::sum(out);
     }
-    template <class F> INLINE V most_sides(F f) const {
+    template <class F>
+    INLINE V most_sides(F f) const {
         P out = {};
-        each_side([&](int s, int j) { P x = f(s, j); out = pick(x <= out, out, x); });
+        each_side([&](int s, int j) {
+            P x = f(s, j);
+            out = pick(x <= out, out, x);
+        });
         return T::max(out);
     }
 
@@ -287,15 +97,19 @@ template <class T, class E> struct Problem {
         load<T>(b, batch.b, e, first, batch.size, 0.0);
         load<T>(limit[0], batch.h, m, first, batch.size, __builtin_inf());
         load<T>(limit[1], batch.h_lower, m, first, batch.size, -__builtin_inf());
-        for (int i = m; i < k; i++) limit[0][i] = V{} + __builtin_inf(), limit[1][i] = V{} - __builtin_inf();
+        for (int i = m; i < k; i++)
+            limit[0][i] = V{} + __builtin_inf(), limit[1][i] = V{} - __builtin_inf();
         if (bounded) {
             load<T>(limit[0] + bounds, batch.ub, n, first, batch.size, __builtin_inf());
             load<T>(limit[1] + bounds, batch.lb, n, first, batch.size, -__builtin_inf());
         }
-        auto one = [](P x) { return pick(x <= HUGE_LIMIT, P{}, splat<T>(1.0)); };  // 1 for inf and NaN
+        auto one = [](P x) {
+            return pick(x <= HUGE_LIMIT, P{}, splat<T>(1.0));
+        };  // 1 for inf and NaN
         V bad = most<T>(n, [&](int j) { return one(size(at<T>(p, j))); });
         bad += most<T>(e, [&](int j) { return one(size(at<T>(b, j))); });
-        bad += most<T>(k, [&](int j) { return one(at<T>(limit[0], j) * -1.0) + one(at<T>(limit[1], j)); });
+        bad += most<T>(
+            k, [&](int j) { return one(at<T>(limit[0], j) * -1.0) + one(at<T>(limit[1], j)); });
         bad += M.poison;
         return bad == 0;
     }
@@ -311,7 +125,8 @@ template <class T, class E> struct Problem {
         for (int i = 0; i < m; i++) units.y[i] = M.e_G[i] / c, units.rows[i] = M.e_G[i] / r;
         for (int j = 0; bounded && j < n; j++)
             units.y[bounds + j] = 1.0 / (M.d[j] * c), units.rows[bounds + j] = 1.0 / (M.d[j] * r);
-        inverse_units(units.user_dual, units.dual, n), inverse_units(units.user_equal, units.equal, e);
+        inverse_units(units.user_dual, units.dual, n),
+            inverse_units(units.user_equal, units.equal, e);
         inverse_units(units.user_rows, units.rows, k);
         units.objective = c / r, units.user_objective = r / c;
         each<T>(n, [&](int j) { at<T>(p, j) *= at<T>(units.dual, j); });
@@ -381,8 +196,10 @@ template <class T, class E> struct Problem {
             for (int i = 0; i < 2 * k && count; i++) {
                 double x = value(i);
                 int below = 0, equal = 0;
-                for (int q = 0; x > 0 && q < 2 * k; q++) below += value(q) > 0 && value(q) < x, equal += value(q) == x;
-                if (x > 0 && below <= (count - 1) / 2 && (count - 1) / 2 < below + equal) set_lane(out, l, x);
+                for (int q = 0; x > 0 && q < 2 * k; q++)
+                    below += value(q) > 0 && value(q) < x, equal += value(q) == x;
+                if (x > 0 && below <= (count - 1) / 2 && (count - 1) / 2 < below + equal)
+                    set_lane(out, l, x);
             }
         }
         return out;

@@ -61,7 +61,7 @@ def _answer(data: Data, found: Run, options: Options) -> Answer:
         known = None if found.settled == len(x) else lanes.settled
         operator = Factors(found.tape, found.layout, known, rescue, options.on_failure)
         x = implicit_root(conditions, x, operator)
-    return Answer(Blocks(*x.split(widths, -1)), _facts(data, lanes))
+    return Answer(Blocks(*x.split_with_sizes(widths, -1)), _facts(data, lanes))
 
 
 def _facts(data: Data, lanes: Lanes) -> Facts:
@@ -76,7 +76,7 @@ def _facts(data: Data, lanes: Lanes) -> Facts:
         polished=lanes.polished,
         error=error,
         weak=torch.zeros(size, m + n, dtype=torch.bool),
-        certificate=Certificate(*nothing.split([n, e, m, m, n, n], -1)),
+        certificate=Certificate(*nothing.split_with_sizes([n, e, m, m, n, n], -1)),
     )
 
 

@@ -1,93 +1,20 @@
-// Dense linear algebra on rows of packs: products with a matrix, and the triangular factor
+// The triangular factor
 //
 //   [H  B'; B  -S] = U' D U,    D = diag(I, -I),
 //
 // of a positive definite H and a nonnegative diagonal S, row by row (left-looking). A block of
-// TILE_ROWS rows is made in tiles of TILE_ROWS x TILE_PACKS accumulators, each of which reads a
-// stream of rows once: the products G'WG that H is made of, and the rows of U above the block. The
-// diagonal is kept as reciprocals, and U has zeros on and, within a pack, left of it.
+// TILE_ROWS rows is made in tiles, from the products G'WG that H is made of and the rows of U above
+// the block. The diagonal is kept as reciprocals, and U has zeros on and, within a pack, left of
+// it.
 #pragma once
-#include "lanes.hpp"
+#include "products.hpp"
 
 namespace diffopt {
 
 constexpr double EPS = 2.220446049250313e-16;
 
-// y = M x for `rows` rows; x and the rows of M are padded with zeros.
-template <class T, class E>
-void multiply(const E* M, int ld, int rows, int n, const typename T::V* x, typename T::V* y) {
-    using P = typename T::P;
-    const int w = packs<T>(n);
-    int i = 0;
-    for (; i + 4 <= rows; i += 4) {
-        P a = {}, b = {}, c = {}, d = {};
-        const E *r0 = M + (long)i * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;
-        for (int j = 0; j < w; j++) {
-            P v = at<T>(x, j);
-            a += packed<T>(r0, j) * v, b += packed<T>(r1, j) * v;
-            c += packed<T>(r2, j) * v, d += packed<T>(r3, j) * v;
-        }
-        y[i] = T::sum(a), y[i + 1] = T::sum(b), y[i + 2] = T::sum(c), y[i + 3] = T::sum(d);
-    }
-    for (; i < rows; i++) {
-        P a = {};
-        for (int j = 0; j < w; j++) a += packed<T>(M + (long)i * ld, j) * at<T>(x, j);
-        y[i] = T::sum(a);
-    }
-}
-
-// out += M' y.
-template <class T, class E>
-void multiply_transposed(const E* M, int ld, int rows, int n, const typename T::V* y,
-                         typename T::V* out) {
-    using P = typename T::P;
-    const int w = packs<T>(n);
-    int i = 0;
-    for (; i + 4 <= rows; i += 4) {
-        P a = splat<T>(y[i]), b = splat<T>(y[i + 1]), c = splat<T>(y[i + 2]), d = splat<T>(y[i + 3]);
-        const E *r0 = M + (long)i * ld, *r1 = r0 + ld, *r2 = r1 + ld, *r3 = r2 + ld;
-        for (int j = 0; j < w; j++)
-            at<T>(out, j) += (packed<T>(r0, j) * a + packed<T>(r1, j) * b) +
-                             (packed<T>(r2, j) * c + packed<T>(r3, j) * d);
-    }
-    for (; i < rows; i++) {
-        P a = splat<T>(y[i]);
-        for (int j = 0; j < w; j++) at<T>(out, j) += packed<T>(M + (long)i * ld, j) * a;
-    }
-}
-
-// Columns [i, i + rows) of `count` rows of M, each times weight(k), for `tile`.
-template <class T, class E, class F>
-INLINE void fill_panel(typename T::V* panel, const E* M, int ld, int count, int i, int rows, F weight) {
-    for (int k = 0; k < count; k++) {
-        typename T::V w = weight(k);
-        for (int r = 0; r < TILE_ROWS; r++)
-            panel[k * TILE_ROWS + r] = r < rows ? w * M[(long)k * ld + i + r] : typename T::V{};
-    }
-}
-
-// acc_rc += sum over k of panel_kr M_kc, packs j to j + C of each row.
-template <class T, int C, class E>
-INLINE void tile(typename T::P (&acc)[TILE_ROWS][C], const typename T::V* panel, const E* M, int ld,
-                 int count, int j) {
-    for (int k = 0; k < count; k++) {
-        typename T::P b[C];
-        UNROLL for (int c = 0; c < C; c++) b[c] = packed<T>(M + (long)k * ld, j + c);
-        UNROLL for (int r = 0; r < TILE_ROWS; r++) {
-            typename T::P a = splat<T>(panel[k * TILE_ROWS + r]);
-            UNROLL for (int c = 0; c < C; c++) acc[r][c] += a * b[c];
-        }
-    }
-}
-
-// A product that a block of rows is made of: panel' M on the packs before `end`.
-template <class V, class E> struct Product {
-    const V* panel;
-    const E* M;
-    int ld, count, end;
-};
-
-template <class T> struct Upper {
+template <class T>
+struct Upper {
     using V = typename T::V;
     using P = typename T::P;
     V* U;
@@ -103,7 +30,8 @@ template <class T> struct Upper {
     // what the rows of U above say; those above `flip` count with the other sign.
     template <class Base, class E>
     void block(int i, int rows, int flip, Base base, Product<V, E> product) {
-        fill_panel<T>(panel, U, ld, i, i, rows, [&](int k) { return V{} + (k < flip ? 1.0 : -1.0); });
+        fill_panel<T>(panel, U, ld, i, i, rows,
+                      [&](int k) { return V{} + (k < flip ? 1.0 : -1.0); });
         V diagonal[TILE_ROWS], solve[TILE_ROWS][TILE_ROWS];
         const int first = i / T::pack, last = packs<T>(N);
         const int stop = product.count && product.end < last ? product.end : last;
@@ -111,8 +39,8 @@ template <class T> struct Upper {
         auto made = [&](auto width, int j) {
             constexpr int C = decltype(width)::value;
             P acc[TILE_ROWS][C];
-            UNROLL for (int r = 0; r < TILE_ROWS; r++)
-                UNROLL for (int c = 0; c < C; c++) acc[r][c] = r < rows ? base(i + r, j + c) : P{};
+            UNROLL for (int r = 0; r < TILE_ROWS; r++) UNROLL for (int c = 0; c < C; c++)
+                acc[r][c] = r < rows ? base(i + r, j + c) : P{};
             if (j < stop) tile<T, C>(acc, product.panel, product.M, product.ld, product.count, j);
             if (j == first) {
                 put<C>(acc, i, rows, j);
@@ -129,29 +57,38 @@ template <class T> struct Upper {
         for (int j = stop; j < last; j += TILE_PACKS) with_width(last - j, made, j);
     }
 
-    template <int C> INLINE void put(const P (&acc)[TILE_ROWS][C], int i, int rows, int j) {
-        UNROLL for (int r = 0; r < TILE_ROWS; r++)
-            if (r < rows)
-                UNROLL for (int c = 0; c < C; c++) at<T>(row(i + r), j + c) = acc[r][c];
+    template <int C>
+    INLINE void put(const P (&acc)[TILE_ROWS][C], int i, int rows, int j) {
+        UNROLL for (int r = 0; r < TILE_ROWS; r++) if (r < rows) UNROLL for (int c = 0; c < C; c++)
+            at<T>(row(i + r), j + c) = acc[r][c];
     }
 
-    template <int C> struct Width {
+    template <int C>
+    struct Width {
         static constexpr int value = C;
     };
-    // f with the width of the tile that begins at pack j, `left` packs or TILE_PACKS, as a constant.
-    template <class F> static INLINE void with_width(int left, F f, int j) {
-        if (left >= 4) f(Width<4>{}, j);
-        else if (left == 3) f(Width<3>{}, j);
-        else if (left == 2) f(Width<2>{}, j);
-        else if (left == 1) f(Width<1>{}, j);
+    // f with the width of the tile that begins at pack j, `left` packs or TILE_PACKS, as a
+    // constant.
+    template <class F>
+    static INLINE void with_width(int left, F f, int j) {
+        if (left >= 4)
+            f(Width<4>{}, j);
+        else if (left == 3)
+            f(Width<3>{}, j);
+        else if (left == 2)
+            f(Width<2>{}, j);
+        else if (left == 1)
+            f(Width<1>{}, j);
     }
-    static_assert(TILE_PACKS == 4 && TILE_ROWS <= 4, "see with_width; a block's diagonal is in its head");
+    static_assert(TILE_PACKS == 4 && TILE_ROWS <= 4,
+                  "see with_width; a block's diagonal is in its head");
 
     // The packs that hold the block on the diagonal, once that is factorised.
     void finish(int i, int rows, int first, int head, V (*solve)[TILE_ROWS]) {
         for (int c = first; c < head; c++) {
             P acc[TILE_ROWS][1];
-            UNROLL for (int r = 0; r < TILE_ROWS; r++) acc[r][0] = r < rows ? at<T>(row(i + r), c) : P{};
+            UNROLL for (int r = 0; r < TILE_ROWS; r++) acc[r][0] =
+                r < rows ? at<T>(row(i + r), c) : P{};
             apply<1>(acc, i, rows, solve);
             put<1>(acc, i, rows, c);
         }
@@ -206,7 +143,8 @@ template <class T> struct Upper {
                 x[i + r] *= inverse[i + r];
                 for (int c = r + 1; c < 4; c++) x[i + c] -= row(i + r)[i + c] * x[i + r];
             }
-            P a = splat<T>(x[i]), b = splat<T>(x[i + 1]), c = splat<T>(x[i + 2]), d = splat<T>(x[i + 3]);
+            P a = splat<T>(x[i]), b = splat<T>(x[i + 1]), c = splat<T>(x[i + 2]),
+              d = splat<T>(x[i + 3]);
             const V *r0 = row(i), *r1 = row(i + 1), *r2 = row(i + 2), *r3 = row(i + 3);
             int j = (i + 4) / T::pack;
             if (j * T::pack < i + 4) {  // this pack holds finished entries too
@@ -215,8 +153,8 @@ template <class T> struct Upper {
                 j++;
             }
             for (; j < packs<T>(N); j++)
-                at<T>(x, j) -= (at<T>(r0, j) * a + at<T>(r1, j) * b) +
-                               (at<T>(r2, j) * c + at<T>(r3, j) * d);
+                at<T>(x, j) -=
+                    (at<T>(r0, j) * a + at<T>(r1, j) * b) + (at<T>(r2, j) * c + at<T>(r3, j) * d);
         }
         for (; i < N; i++) {
             x[i] *= inverse[i];
@@ -234,7 +172,8 @@ template <class T> struct Upper {
             V s[4] = {};
             if (j * T::pack < i + 4) {
                 for (int q = i + 4; q < (j + 1) * T::pack && q < N; q++)
-                    s[0] += r0[q] * x[q], s[1] += r1[q] * x[q], s[2] += r2[q] * x[q], s[3] += r3[q] * x[q];
+                    s[0] += r0[q] * x[q], s[1] += r1[q] * x[q], s[2] += r2[q] * x[q],
+                        s[3] += r3[q] * x[q];
                 j++;
             }
             for (; j < packs<T>(N); j++) {

@@ -1,0 +1,60 @@
+// The user's data as they lie in memory, and memory for our own.
+#pragma once
+#include "lanes.hpp"
+
+namespace diffopt {
+
+constexpr double HUGE_LIMIT = 1.7976931348623157e308;  // what is larger is infinite
+
+// Sample b, entry i: data[b * batch + i * step]; null: absent. Matrices are row-major.
+struct Slice {
+    const double* data;
+    long batch, step;
+    const double* sample(long b) const { return data ? data + b * batch : nullptr; }
+};
+
+struct Batch {
+    long size;
+    int n, m, e;
+    bool bounded;
+    Slice Q, p, G, A, b, h_lower, h, lb, ub;
+};
+
+// Takes memory piece by piece from `base`; from null it only counts.
+struct Arena {
+    char* base;
+    unsigned long used = 0;
+    template <class X>
+    X* take(long count) {
+        used = (used + 63) / 64 * 64;
+        X* out = base ? (X*)(base + used) : nullptr;
+        used += sizeof(X) * (count > 0 ? count : 1);
+        return out;
+    }
+};
+
+// Entry i of lane l of `first` + l; the lanes behind the last sample repeat it.
+template <class T>
+INLINE long sample_of(long first, int l, long size) {
+    return first + l < size ? first + l : size - 1;
+}
+template <class T>
+void load(typename T::V* out, const Slice& s, int count, long first, long size, double absent) {
+    for (int l = 0; l < T::lanes; l++) {
+        const double* x = s.sample(sample_of<T>(first, l, size));
+        for (int i = 0; i < count; i++) set_lane(out[i], l, x ? x[i * s.step] : absent);
+    }
+}
+template <class T>
+void load_matrix(typename T::V* out, int ld, const Slice& s, int rows, int n, long first,
+                 long size) {
+    for (int l = 0; l < T::lanes; l++) {
+        const double* x = s.sample(sample_of<T>(first, l, size));
+        for (int i = 0; i < rows; i++) {
+            typename T::V* row = out + (long)i * ld;
+            for (int j = 0; j < n; j++) set_lane(row[j], l, x ? x[(long)i * n + j] : 0.0);
+        }
+    }
+}
+
+}  // namespace diffopt
