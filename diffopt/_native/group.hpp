@@ -120,6 +120,7 @@ struct Group {
         polish.run(left, ip.error);
         left = left & no(polish.done & (polish.error <= SETTLED));
         if (early == settings.eps || !any(left)) return;
+        polish.done = polish.done & no(left);
         polish.stale = true;
         ip.products();  // exact: those of the steps are updated ones
         left = left & ip.run(left, settings.eps);
