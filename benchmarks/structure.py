@@ -1,6 +1,6 @@
 """Claim: structure pays, with the same answers.
 
-    python benchmarks/structure.py [--smoke]
+    python benchmarks/structure.py [--smoke] [--engine torch|native]
 
 Each row times the same problems twice through `solve_qp`, in one process: as a user states them,
 with their structure, and written so that the structure is hidden and the general path is taken.
@@ -19,8 +19,9 @@ runs, so that other jobs hardly count. The times hold all of `solve_qp`, of whic
 is a part, and the general path pays for its copies and rows outside of it too. For a batch of one
 there is nothing to share, and the overhead of Python hides the rest: ratios are near 1.
 
-Ratios of the general path's time to that of the structure (one machine, torch 2.13; repeated runs
-differ by a quarter):
+Ratios of the general path's time to that of the structure, of the torch engine (one machine, torch
+2.13; repeated runs differ by a quarter). The native engine gains from bounds only and from shared
+matrices, and has no special way for few rows of G:
 
                      n = 20   n = 20   n = 50  n = 100
                      of 128  of 1024   of 128   of 128
@@ -129,9 +130,9 @@ def kkt_error(a: Problem, sol: diffopt.QPSolution) -> float:
     return float(torch.stack(errors).amax())
 
 
-def check(pair: tuple[Problem, Problem]) -> float:
+def check(pair: tuple[Problem, Problem], solver: diffopt.InteriorPoint) -> float:
     """The largest KKT residual of both solutions, which must be the same solution."""
-    ours, theirs = (diffopt.solve_qp(**a) for a in pair)
+    ours, theirs = (diffopt.solve_qp(**a, solver=solver) for a in pair)
     assert (ours.status == 0).all() and (theirs.status == 0).all()
     rows = theirs.lam if ours.lam.shape == theirs.lam.shape else theirs.lam * 0
     mu = theirs.mu if ours.lam.shape == theirs.lam.shape else theirs.lam  # bounds as rows of G
@@ -143,13 +144,15 @@ def check(pair: tuple[Problem, Problem]) -> float:
     return error
 
 
-def timed(pair: tuple[Problem, Problem], rounds: int) -> list[float]:
+def timed(
+    pair: tuple[Problem, Problem], solver: diffopt.InteriorPoint, rounds: int
+) -> list[float]:
     """Median CPU milliseconds of each of the two, run in turn after a warm-up by `check`."""
     took: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for a, times in zip(pair, took, strict=True):
             start = time.process_time()
-            diffopt.solve_qp(**a)
+            diffopt.solve_qp(**a, solver=solver)
             times.append(1e3 * (time.process_time() - start))
     return [statistics.median(times) for times in took]
 
@@ -169,7 +172,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Print one line a case and size: milliseconds with and without the structure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, one round")
-    smoke = parser.parse_args(arguments).smoke
+    parser.add_argument("--engine", default="torch", choices=["torch", "native"])
+    options = parser.parse_args(arguments)
+    smoke, solver = options.smoke, diffopt.InteriorPoint(engine=options.engine)
     torch.set_num_threads(1)
     sizes = [(10, 1), (10, 4)] if smoke else [(20, 128), (20, 1024), (50, 128), (100, 128)]
     print(f"{'':16s} {'n':>4s} {'batch':>5s} {'with':>9s} {'without':>9s} {'ratio':>6s} "
@@ -178,8 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
         for n, batch in sizes:
             a = make(n, batch)
             pair = (a, hide(a))
-            error = check(pair)
-            ours, theirs = timed(pair, 1 if smoke else 7)
+            error = check(pair, solver)
+            ours, theirs = timed(pair, solver, 1 if smoke else 7)
             print(f"{name:16s} {n:4d} {batch:5d} {ours:6.1f} ms {theirs:6.1f} ms "
                   f"{theirs / ours:6.2f} {error:9.1e}", flush=True)  # fmt: skip
 

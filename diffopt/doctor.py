@@ -9,6 +9,7 @@ from importlib import metadata
 
 import torch
 
+from ._native import reason as core_build
 from .qp import InteriorPoint, solve_qp
 from .qp.native import unavailable
 
@@ -28,7 +29,8 @@ def doctor() -> str:
 
     Returns:
         Lines for: the versions of diffopt, Python and torch, and torch's threads; the CUDA
-        devices; the engines, each live or with the reason why not; the devices, with whether
+        devices; the engines, each live or with the reason why not; the build of the compiled core;
+        the devices, with whether
         float64 works there and the error of a QP with a known answer and a known derivative; the
         optional packages. Nothing is raised: what does not work is said.
 
@@ -36,7 +38,9 @@ def doctor() -> str:
         >>> print(doctor())  # doctest: +ELLIPSIS
         diffopt ..., Python ..., torch ..., threads ...
         CUDA: ...
-        engine torch: live...
+        engine torch: live
+        engine native: ...
+        native core: ...
         device cpu: float64 works, self-test passed (error ...
     """
     devices = _devices()
@@ -44,6 +48,7 @@ def doctor() -> str:
         _versions(),
         f"CUDA: {', '.join(_said(_cuda_name, d) for d in devices if d.type == 'cuda') or 'none'}",
         *(f"engine {name}: {_engine(reason)}" for name, reason in ENGINES.items()),
+        f"native core: {core_build}",
         *(f"device {d}: {_said(_float64, d)}, self-test {_said(_self_test, d)}" for d in devices),
         *(f"package {name}: {_package(name)}" for name in PACKAGES),
     ]

@@ -17,7 +17,7 @@ ARROWS = {
     "_native": set(),
     "qp": {"_native", "implicit", "operators", "iterate", "linear", "solution", "tree"},
     "nn": {"qp"},
-    "doctor": {"qp"},
+    "doctor": {"_native", "qp"},
     "__init__": {"doctor", "nn", "qp", "implicit", "solution"},
 }
 # inside diffopt/qp, lowest first: a file may import those before it

@@ -1,7 +1,7 @@
 """The compiled core for CPUs, in the build for the instructions that this processor has.
 
-`core` is the extension module, or None; `reason` then says why. The extension is optional: it is
-built at installation where a C++ compiler is found, once for each of `BUILDS`.
+`core` is the extension module, and `reason` the name of its build; or None, and why. The extension
+is optional: it is compiled at installation where a C++ compiler is found, once for each build.
 """
 
 from __future__ import annotations

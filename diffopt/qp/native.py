@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._native import core
+from .._native import core, reason
 from ..operators import Operator
 from ..solution import OnFailure, Solution, Status
 from ..tree import put, take
@@ -98,7 +98,7 @@ class Run(NamedTuple):
 def unavailable(solver: InteriorPoint, device: torch.device) -> str | None:
     """Why the core cannot serve; None if it can."""
     if core is None:
-        return "it is not built: install with a C++17 compiler at hand, see diffopt.doctor()"
+        return f"the compiled core is not there ({reason})"
     if device.type != "cpu":
         return f"it runs on the CPU, but p is on {device}"
     if solver.dtype != torch.float64:
