@@ -4,6 +4,7 @@ The builds are optional: where one cannot be compiled, installation goes on with
 `diffopt.doctor()` says what is live.
 """
 
+import os
 import platform
 from pathlib import Path
 
@@ -43,4 +44,7 @@ def build(name: str) -> Pybind11Extension:
     )
 
 
-setup(ext_modules=[build(name) for name in BUILDS if X86 or name == "base"])
+setup(
+    ext_modules=[build(name) for name in BUILDS if X86 or name == "base"],
+    options={"build_ext": {"parallel": os.cpu_count()}},
+)

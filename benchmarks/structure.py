@@ -144,9 +144,7 @@ def check(pair: tuple[Problem, Problem], solver: diffopt.InteriorPoint) -> float
     return error
 
 
-def timed(
-    pair: tuple[Problem, Problem], solver: diffopt.InteriorPoint, rounds: int
-) -> list[float]:
+def timed(pair: tuple[Problem, Problem], solver: diffopt.InteriorPoint, rounds: int) -> list[float]:
     """Median CPU milliseconds of each of the two, run in turn after a warm-up by `check`."""
     took: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):

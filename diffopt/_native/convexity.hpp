@@ -28,7 +28,7 @@ typename T::Mask is_convex(const Problem<T, E>& qp, Arena scratch) {
                 j < n ? unit[i] * unit[j] * qp.M.Q[(long)i * ld + j] + (i == j ? ALLOWANCE : 0.0)
                       : V{};
     factor.lowest = V{} + 1.0;
-    for (int i = 0; i < n; i += TILE_ROWS)
+    for (int i = 0; i < n && !interrupted(); i += TILE_ROWS)
         factor.block(
             i, n - i < TILE_ROWS ? n - i : TILE_ROWS, 0,
             [&](int r, int j) { return at<T>(scaled + (long)r * ld, j); },

@@ -4,6 +4,9 @@
 
 namespace diffopt {
 
+// Whether the user asked to stop.
+bool interrupted();
+
 constexpr double HUGE_LIMIT = 1.7976931348623157e308;  // what is larger is infinite
 
 // Sample b, entry i: data[b * batch + i * step]; null: absent. Matrices are row-major.

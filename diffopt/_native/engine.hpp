@@ -4,7 +4,9 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -61,6 +63,7 @@ inline thread_local Interrupt* current = nullptr;
 inline thread_local bool asks = false;
 inline bool interrupted() {
     if (!current) return false;
+    if (current->stop.load(std::memory_order_relaxed)) return true;
     if (asks && current->ask()) current->stop = true;
     return current->stop.load(std::memory_order_relaxed);
 }
@@ -82,6 +85,7 @@ void spread(long count, int threads, Interrupt& interrupt, Start start) {
         current = nullptr;
     };
     std::vector<std::thread> others;
+    others.reserve(threads > 0 ? threads : 1);
     const long most = count < threads ? count : threads;
     for (long i = 1; i < most; i++) {
         running++;
@@ -155,7 +159,6 @@ struct Engine {
     // Each group with its memory: f(group, first sample).
     template <class F>
     void each_group(void* tape, int threads, Interrupt& interrupt, bool fresh, F f) const {
-        std::vector<char> none;
         Memory own(tape || !chosen.shared ? 0 : shared_bytes);
         char* base = tape ? aligned(tape) : (char*)own.data;
         if (chosen.shared && fresh) {

@@ -101,10 +101,9 @@ struct Loader {
         M.poison = V{};
         each<T>(n, [&](int j) { at<T>(M.d, j) = splat<T>(1.0), at<T>(columns, j) = P{}; });
         // The unit of a row, and that of the objective, is free: out of the way of the clipping.
-        V *ones_A = M.e_A, *ones_G = M.e_G;
-        each<T>(e, [&](int j) { at<T>(ones_A, j) = P{}; });
-        each<T>(m, [&](int j) { at<T>(ones_G, j) = P{}; });
-        norms(M.A, e, ones_A, rows_A), norms(M.G, m, ones_G, rows_G);
+        each<T>(e, [&](int j) { at<T>(M.e_A, j) = P{}; });
+        each<T>(m, [&](int j) { at<T>(M.e_G, j) = P{}; });
+        norms(M.A, e, M.e_A, rows_A), norms(M.G, m, M.e_G, rows_G);
         auto inverse = [](P x) { return 1.0 / positive_or_one<T>(x); };
         each<T>(e, [&](int j) { at<T>(M.e_A, j) = inverse(at<T>(rows_A, j)); });
         each<T>(m, [&](int j) { at<T>(M.e_G, j) = inverse(at<T>(rows_G, j)); });
@@ -122,6 +121,10 @@ struct Loader {
             running = pick(off > 1.5, running, V{});
             if (!any(running > 0)) break;
         }
+        // Units that are out of range: those of subnormal rows.
+        M.poison += total<T>(n, [&](int j) { return at<T>(M.d, j) * 0.0; });
+        M.poison += total<T>(e, [&](int j) { return at<T>(M.e_A, j) * 0.0; });
+        M.poison += total<T>(m, [&](int j) { return at<T>(M.e_G, j) * 0.0; });
         each<T>(n, [&](int j) {
             at<T>(M.d, j) = power_of_two(at<T>(M.d, j)), at<T>(columns, j) = P{};
         });

@@ -198,7 +198,7 @@ struct Group {
                      at<T>(qp.units.rows, j));
         });
         scale(in, transpose ? unknowns : equations);
-        V worst = kkt.solve(in, transpose, 1e-12, V{} == V{}, out, unused);
+        V worst = kkt.solve(in, transpose, 1e-12, V{} == V{}, out, unused, THOROUGH);
         scale(out, transpose ? equations : unknowns);
         for (int l = 0; l < T::lanes && first + l < batch.size; l++) {
             double* to = x + (first + l) * N;

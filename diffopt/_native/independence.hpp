@@ -80,13 +80,13 @@ struct Independence {
                     if (filling(r, l)) set_lane(((V*)&out)[r - j * T::pack], l, 1.0);
             return out;
         };
-        for (int i = 0; i < R; i += TILE_ROWS) {
+        for (int i = 0; i < R && !interrupted(); i += TILE_ROWS) {
             const int block = R - i < TILE_ROWS ? R - i : TILE_ROWS;
             fill_panel<T>(panel, rows, ld, qp.n, i, block, [](int) { return V{} + 1.0; });
             gram.block(i, block, 0, diagonal, Product<V, V>{panel, rows, ld, qp.n, packs<T>(R)});
         }
         V out = {};
-        for (int i = 0; i < R; i++) out = greater(gram.inverse[i] * root(length[i]), out);
+        for (int i = 0; i < R; i++) out = largest(gram.inverse[i] * root(length[i]), out);
         for (int i = 0; i < R; i++) out = pick(length[i] > 0, out, V{} + __builtin_inf());
         return out;
     }

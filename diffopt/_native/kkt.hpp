@@ -12,9 +12,6 @@
 
 namespace diffopt {
 
-// Whether the user asked to stop.
-bool interrupted();
-
 struct Settings {
     double eps, eps_polish, eps_infeasible, regularization, warm_mu;
     int max_steps, patience, refinements;
@@ -109,7 +106,7 @@ struct KKT {
 
     // The rows of U from `first` on: those of the Schur complement, S on its diagonal.
     void schur(int first, double S, Product<V, E> product) {
-        for (int i = first; i < N; i += TILE_ROWS) {
+        for (int i = first; i < N && !interrupted(); i += TILE_ROWS) {
             const int rows = N - i < TILE_ROWS ? N - i : TILE_ROWS;
             if (product.count)
                 fill_panel<T>(panel, product.M, product.ld, product.count, i, rows,
@@ -195,16 +192,16 @@ struct KKT {
         return pick(out == 0, V{} + 1.0, out);
     }
 
-    // x with products `out` for the right-hand side r, refined towards rtol where `wanted`, and its
-    // relative residual.
+    // x with products `out` for the right-hand side r, refined towards rtol where `wanted`, `least`
+    // times at least, and its relative residual.
     V solve(const Blocks<T>& r, bool transpose, double rtol, Mask wanted, Blocks<T>& x,
-            Products<T>& out) {
+            Products<T>& out, int least = 0) {
         solve_regularised(r, transpose, x, out.Cz);
         residual(r, x, transpose, out, rest);
         const V size_r = norm(r);
         V error = norm(rest), limit = scale(size_r, x);
         first = error / limit;
-        Mask refine = wanted & (error > rtol * limit);
+        Mask refine = wanted & ((error > rtol * limit) | (V{} < least));
         for (int i = 0; i < settings.refinements && any(refine); i++) {
             solve_regularised(rest, transpose, step, moved.Cz);
             add(x, step, trial);
@@ -216,7 +213,7 @@ struct KKT {
             error = pick(refine, again, error);
             accept(refine, x, out);
             limit = scale(size_r, x);
-            refine = refine & (error > rtol * limit);
+            refine = refine & ((error > rtol * limit) | (V{} + (i + 1.0) < least));
         }
         last = error;
         return error / limit;

@@ -1,7 +1,7 @@
 // Values: what one entry of a matrix or vector is, so that the rest is written once.
 //
-//   Across   an entry holds that entry of WIDTH problems, one a SIMD lane: for batches of small
-//   QPs. Within   an entry is one number of one problem, and WIDTH neighbours in a row make a pack.
+// * Across: an entry holds that entry of WIDTH problems, one a SIMD lane, for batches of small QPs.
+// * Within: an entry is one number of one problem, and WIDTH neighbours in a row make a pack.
 //
 // V is an entry, P a pack: what the inner loops work on. Across, both are one vector; within, V is
 // a double and P a vector of a row. Every loop over entries goes through `each`, `most` and
@@ -49,6 +49,11 @@ template <class X>
 INLINE X greater(X a, X b) {
     return pick(a > b, a, b);
 }
+// NaN in either stays.
+template <class X>
+INLINE X largest(X a, X b) {
+    return pick((a > b) | (a != a), a, b);
+}
 INLINE double size(double a) { return __builtin_fabs(a); }
 INLINE Wide size(Wide a) { return (Wide)((WideMask)a & 0x7fffffffffffffffLL); }
 INLINE double root(double a) { return __builtin_sqrt(a); }
@@ -92,7 +97,7 @@ struct Within {
     }
     static INLINE V max(P a) {
         double out = a[0];
-        for (int l = 1; l < WIDTH; l++) out = a[l] > out ? a[l] : out;
+        for (int l = 1; l < WIDTH; l++) out = largest(a[l], out);
         return out;
     }
     static constexpr int stride(int n) { return ((n + WIDTH - 1) / WIDTH | 1) * WIDTH; }
@@ -156,7 +161,7 @@ INLINE typename T::V most(int count, F f) {
     typename T::P out = {};
     for (int j = 0; j < packs<T>(count); j++) {
         typename T::P x = f(j);
-        out = pick(x <= out, out, x);  // NaN stays
+        out = largest(x, out);
     }
     return T::max(out);
 }

@@ -6,7 +6,10 @@
 
 namespace diffopt {
 
-constexpr int ROUNDS = 3;           // guesses of the active set
+constexpr int ROUNDS = 3;  // guesses of the active set
+// Steps of refinement for what is returned: the residual of the whole system does not show that of
+// an entry in small units.
+constexpr int THOROUGH = 2;
 constexpr double STUCK = 1e-11;     // a relative residual of a linear solve
 constexpr double ROUNDING = 1e-12;  // a residual that is as good as any
 
@@ -39,7 +42,7 @@ struct Polish {
     }
 
     void begin() {
-        done = V{} != V{}, error = V{} + __builtin_inf();
+        done = V{} != V{}, error = V{} + __builtin_inf(), stale = false;
         each<T>(qp.k, [&](int j) {
             at<T>(t, j) = splat<T>(1.0), at<T>(best.y, j) = P{}, at<T>(Cz, j) = P{};
         });
@@ -117,7 +120,7 @@ struct Polish {
             P t_ = at<T>(kkt.t, j);
             at<T>(r.y, j) = (1.0 - t_) * (limit - at<T>(products.Cz, j)) + t_ * at<T>(x.y, j);
         });
-        V relative = kkt.solve(r, false, 1e-12, wanted, d, products);
+        V relative = kkt.solve(r, false, 1e-12, wanted, d, products, THOROUGH);
         kkt.add(x, d, x);
         return (relative <= STUCK) | (kkt.last <= ROUNDING / 10);
     }

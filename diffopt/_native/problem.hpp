@@ -17,7 +17,7 @@ struct Units {
     V *z, *nu, *y;                          // a unit of the unknowns here in the user's
     V *dual, *equal, *rows;                 // a unit of the user's residuals here
     V *user_dual, *user_equal, *user_rows;  // one over these
-    V objective, user_objective;
+    V user_objective;                       // one over a unit of the objective
 
     void carve(Arena& a, int n, int e, int k) {
         z = a.take<V>(padded<T>(n)), nu = a.take<V>(padded<T>(e)), y = a.take<V>(k);
@@ -35,10 +35,9 @@ struct Problem {
     bool bounded, diagonal;
     Matrices<T, E> M;
     Units<T> units;
-    V *p, *b, *limit[2], *on[2], *fixed,
-        *alive;          // 0: upper, 1: lower; alive: rows of A that are not zero
-    V weight, sides;     // c r; the number of sides, at least one
-    bool present[2][2];  // [rows of G, bounds][side]: in any lane
+    V *p, *b, *limit[2], *on[2], *fixed;  // side 0: upper, 1: lower
+    V weight, sides;                      // c r; the number of sides, at least one
+    bool present[2][2];                   // [rows of G, bounds][side]: in any lane
 
     Problem(const Batch& batch, bool diagonal)
         : n(batch.n),
@@ -59,7 +58,7 @@ struct Problem {
         units.carve(a, n, e, k);
         p = a.take<V>(padded<T>(n)), b = a.take<V>(padded<T>(e));
         for (int s = 0; s < 2; s++) limit[s] = a.take<V>(k), on[s] = a.take<V>(k);
-        fixed = a.take<V>(k), alive = a.take<V>(padded<T>(e));
+        fixed = a.take<V>(k);
     }
 
     static double sign(int side) { return side ? -1.0 : 1.0; }
@@ -85,7 +84,7 @@ struct Problem {
         P out = {};
         each_side([&](int s, int j) {
             P x = f(s, j);
-            out = pick(x <= out, out, x);
+            out = largest(x, out);
         });
         return T::max(out);
     }
@@ -128,7 +127,7 @@ struct Problem {
         inverse_units(units.user_dual, units.dual, n),
             inverse_units(units.user_equal, units.equal, e);
         inverse_units(units.user_rows, units.rows, k);
-        units.objective = c / r, units.user_objective = r / c;
+        units.user_objective = r / c;
         each<T>(n, [&](int j) { at<T>(p, j) *= at<T>(units.dual, j); });
         each<T>(e, [&](int j) { at<T>(b, j) *= at<T>(units.equal, j); });
         mark_sides();
@@ -179,27 +178,36 @@ struct Problem {
         return r;
     }
 
-    // The (lower) median of the finite limits that are not zero; 0 if there are none. By counting:
-    // only linear programs need it.
+    // The (lower) median of the finite limits that are not zero; 0 if there are none. Only linear
+    // programs need it. By bisection: positive numbers are in the order of their bits.
     V typical() {
         V out = {};
         for (int l = 0; l < T::lanes; l++) {
-            auto value = [&](int i) {
-                int side = i / k, row = i % k;
-                if ((row >= m && row < bounds) || row >= bounds + n) return 0.0;
-                double unit = lane(row < m ? V{} + M.e_G[row] : V{} + 1.0 / M.d[row - bounds], l);
-                double x = __builtin_fabs(unit * lane(limit[side][row], l));
-                return x <= HUGE_LIMIT ? x : 0.0;
-            };
-            int count = 0;
-            for (int i = 0; i < 2 * k; i++) count += value(i) > 0;
-            for (int i = 0; i < 2 * k && count; i++) {
-                double x = value(i);
-                int below = 0, equal = 0;
-                for (int q = 0; x > 0 && q < 2 * k; q++)
-                    below += value(q) > 0 && value(q) < x, equal += value(q) == x;
-                if (x > 0 && below <= (count - 1) / 2 && (count - 1) / 2 < below + equal)
-                    set_lane(out, l, x);
+            const long count = limits_up_to(l, HUGE_LIMIT);
+            long long below = 0,
+                      upto = 0x7ff0000000000000LL;  // bits: the median is in (below, upto]
+            while (count && upto - below > 1) {
+                const long long middle = below + (upto - below) / 2;
+                double x;
+                __builtin_memcpy(&x, &middle, sizeof x);
+                (limits_up_to(l, x) > (count - 1) / 2 ? upto : below) = middle;
+            }
+            double median = 0.0;
+            if (count) __builtin_memcpy(&median, &upto, sizeof median);
+            set_lane(out, l, median);
+        }
+        return out;
+    }
+
+    // How many limits of a lane are not zero and at most x, in size.
+    long limits_up_to(int l, double x) const {
+        long out = 0;
+        for (int i = 0; i < k; i++) {
+            if ((i >= m && i < bounds) || i >= bounds + n) continue;
+            const double unit = lane(i < m ? V{} + M.e_G[i] : V{} + 1.0 / M.d[i - bounds], l);
+            for (int side = 0; side < 2; side++) {
+                const double a = __builtin_fabs(unit * lane(limit[side][i], l));
+                out += a > 0 && a <= x;
             }
         }
         return out;

@@ -39,8 +39,8 @@ typename T::V residuals(const Problem<T, E>& qp, const Blocks<T>& x, const Produ
     V primal = {}, sizes = {}, user[3] = {};
     auto both = [](V& here, V& there, auto count, auto value, const V* unit) {
         V scaled = most<T>(count, [&](int j) { return value(j) * at<T>(unit, j); });
-        there = greater(scaled, there);
-        here = greater(most<T>(count, value), here);
+        there = largest(scaled, there);
+        here = largest(most<T>(count, value), here);
     };
     auto violation = [&](int j) {
         P up = (at<T>(at_x.Cz, j) - at<T>(qp.limit[0], j)) *
@@ -73,7 +73,7 @@ typename T::V residuals(const Problem<T, E>& qp, const Blocks<T>& x, const Produ
         both(
             large, user_large, qp.n, [&](int j) { return size(at<T>(x.y + qp.bounds, j)); },
             u.y + qp.bounds);
-    here = greater(dual / (1.0 + large), here);
+    here = largest(dual / (1.0 + large), here);
     out[1] = user_dual / (1.0 + user_large);
 
     V quadratic = total<T>(qp.n, [&](int j) { return at<T>(x.z, j) * at<T>(at_x.Qz, j); });
@@ -81,10 +81,10 @@ typename T::V residuals(const Problem<T, E>& qp, const Blocks<T>& x, const Produ
     V gap = quadratic + linear + payment +
             total<T>(qp.e, [&](int j) { return at<T>(qp.b, j) * at<T>(x.nu, j); });
     V objective = quadratic * 0.5 + linear;
-    here = greater(size(gap) / (1.0 + size(objective)), here);
+    here = largest(size(gap) / (1.0 + size(objective)), here);
     out[2] = size(gap * u.user_objective) / (1.0 + size(objective * u.user_objective));
     V worst = here;
-    for (V v : out) worst = pick(v <= worst, worst, v);
+    for (V v : out) worst = largest(v, worst);
     return worst;
 }
 

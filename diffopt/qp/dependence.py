@@ -103,8 +103,10 @@ class _Rows(NamedTuple):
             every = torch.cat([qp.A.expand(batch, -1, -1), qp.G.expand(batch, -1, -1)], 1)
             rows = every.gather(1, place.unsqueeze(-1).expand(-1, -1, qp.n))
         at_bound = active[:, qp.m :] if qp.bounded else active.new_zeros(batch, qp.n)
-        real = real & (rows != 0).any(-1)
-        return cls(rows, rows * unit.unsqueeze(-2), place, real, ~at_bound)
+        scaled = rows * unit.unsqueeze(-2)
+        # An SVD fails, for all samples, where the length of a row of one is not finite.
+        real = real & (rows != 0).any(-1) & torch.linalg.vector_norm(scaled, dim=-1).isfinite()
+        return cls(rows, scaled, place, real, ~at_bound)
 
     def take(self, index: Tensor) -> _Rows:
         return _Rows(*(v[index] for v in self))
@@ -112,7 +114,7 @@ class _Rows(NamedTuple):
     def unit(self) -> tuple[Tensor, Tensor]:
         """(rows of length one, restricted to the free unknowns `(B, r, f)`, their lengths)."""
         length = torch.linalg.vector_norm(self.scaled, dim=-1, keepdim=True)
-        length = torch.where(length > 0, length, 1.0)
+        length = torch.where(self.real.unsqueeze(-1) & (length > 0), length, 1.0)
         first = places(self.free)
         keep = self.free.gather(1, first).unsqueeze(1) & self.real.unsqueeze(-1)
         restricted = self.scaled.gather(2, first.unsqueeze(1).expand(-1, self.rows.shape[1], -1))

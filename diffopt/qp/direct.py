@@ -55,8 +55,16 @@ def _answer(data: Data, found: Run, options: Options) -> Answer:
         def conditions(root: Tensor) -> Tensor:
             return conditions_of(widths, lanes, *given)
 
+        constant = replace(data, given={k: v.detach() for k, v in data.given.items()})
+        versions = _versions(constant)
+
         def rescue(samples: Tensor, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
-            return _by_reference(data, options, lanes, samples, v, transpose)
+            if versions != _versions(constant):
+                raise RuntimeError(
+                    "an argument of solve_qp was changed in place after the solve: its derivative "
+                    "needs the old values; clone it before the change, or call backward first"
+                )
+            return _by_reference(constant, options, lanes, samples, v, transpose)
 
         known = None if found.settled == len(x) else lanes.settled
         operator = Factors(found.tape, found.layout, known, rescue, options.on_failure)
@@ -64,18 +72,23 @@ def _answer(data: Data, found: Run, options: Options) -> Answer:
     return Answer(Blocks(*x.split_with_sizes(widths, -1)), _facts(data, lanes))
 
 
+def _versions(data: Data) -> list[int]:
+    """How often each tensor was changed in place."""
+    return [0 if v.is_inference() else v._version for v in data.given.values()]
+
+
 def _facts(data: Data, lanes: Lanes) -> Facts:
     """What is known of settled samples besides."""
     n, m, e, size = data.n, data.m, data.e, len(lanes.x)
     *residuals, error = lanes.facts.unbind(-1)
-    nothing = lanes.x.new_zeros(()).expand(size, 3 * n + e + 2 * m)
+    nothing = lanes.x.new_zeros(size, 3 * n + e + 2 * m)
     return Facts(
-        status=torch.zeros(size, dtype=torch.int64),
+        status=torch.zeros(size, dtype=torch.int64, device="cpu"),
         steps=lanes.steps,
         residuals=Residuals(*residuals),
         polished=lanes.polished,
         error=error,
-        weak=torch.zeros(size, m + n, dtype=torch.bool),
+        weak=torch.zeros(size, m + n, dtype=torch.bool, device="cpu"),
         certificate=Certificate(*nothing.split_with_sizes([n, e, m, m, n, n], -1)),
     )
 
@@ -111,8 +124,7 @@ def _by_reference(
     data: Data, options: Options, lanes: Lanes, samples: Tensor, v: Tensor, transpose: bool
 ) -> tuple[Tensor, Tensor]:
     """(x, relative residual) of the reference engine, whose solves try harder."""
-    constant = replace(data, given={k: t.detach() for k, t in data.given.items()})
-    qp = take(constant.qp(), samples)
+    qp = take(data.qp(), samples)
     setup = Setup.of(qp, options.solver)
     point = settle(qp, as_found(qp, setup, take(lanes, samples)), options.degenerate)
     operator, scaling = KKTOperator.at(point, "ignore"), setup.scaling

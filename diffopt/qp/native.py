@@ -29,7 +29,8 @@ from .reference import Found, find_reference, search
 Rescue = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 STUCK = 1e-11  # a relative residual that refinement should get below
 ORDER = ("Q", "p", "G", "A", "b", "h_lower", "h", "lb", "ub")  # of the core
-NONE = (0, 0, 0)  # of an argument that is absent: its address and its strides
+MOST = 2**31 - 1  # steps that the core can count
+ABSENT = (0, 0, 0)  # address and strides
 
 
 class Layout(NamedTuple):
@@ -71,13 +72,18 @@ class Lanes(NamedTuple):
         size, n, m, e, bounded = sizes
         k = m + n if bounded else m
         return cls(
-            torch.empty(size, n + e + k, dtype=torch.float64),
-            torch.empty(size, 4, dtype=torch.float64),
-            torch.empty(size, k, dtype=torch.int8),
-            torch.empty(size, dtype=torch.int64),
-            torch.empty(size, dtype=torch.bool),
-            torch.empty(size, dtype=torch.bool),
+            room(size, n + e + k),
+            room(size, 4),
+            room(size, k, dtype=torch.int8),
+            room(size, dtype=torch.int64),
+            room(size, dtype=torch.bool),
+            room(size, dtype=torch.bool),
         )
+
+
+def room(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Memory for the core, whatever the default device is."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 class Run(NamedTuple):
@@ -138,25 +144,27 @@ def run(
     """
     assert core is not None
     held = {k: _packed(v) for k, v in given.items()}
-    slices = [_slice(held[k]) if k in held else NONE for k in ORDER]
+    slices = [_slice(held[k]) if k in held else ABSENT for k in ORDER]
+    counts = solver.max_steps, solver.patience, solver.refinements
     numbers = (
         solver.eps, solver.eps_polish, solver.eps_infeasible, solver.regularization,
-        solver.warm_mu, solver.max_steps, solver.patience, solver.refinements,
+        solver.warm_mu, *(min(k, MOST) for k in counts),
     )  # fmt: skip
     plan, size = core.plan(sizes, slices, numbers)
-    tape = torch.empty(size // 8 + 1, dtype=torch.float64) if keep else None
+    tape = room(size // 8 + 1) if keep else None
     lanes = Lanes.empty(sizes)
     start = [v.contiguous() for v in warm] if warm is not None else []
     settled = core.solve(
         sizes, slices, numbers, plan, tape.data_ptr() if tape is not None else 0,
-        torch.get_num_threads(), [v.data_ptr() for v in start] or NONE,
+        torch.get_num_threads(), [v.data_ptr() for v in start] or [0, 0, 0],
         [v.data_ptr() for v in lanes],
     )  # fmt: skip
     return Run(lanes, settled, Layout(sizes, numbers, plan), tape)
 
 
 def _packed(v: Tensor) -> Tensor:
-    """`v` with the entries of a sample next to each other."""
+    """`v` with the entries of a sample next to each other, and no sign yet to be changed."""
+    v = v.detach().resolve_neg() if v.is_neg() else v
     return v if v.is_contiguous() or v[0].is_contiguous() else v.detach().contiguous()
 
 
@@ -178,12 +186,13 @@ def outer_products(
     n, e, k, m = sizes
     dims = {"n": n, "m": m, "e": e}
     out: list[Tensor | None] = [
-        torch.empty(len(x), *(dims[d] for d in shape), dtype=x.dtype) if want else None
+        room(len(x), *(dims[d] for d in shape)) if want else None
         for shape, want in zip(SHAPES.values(), wanted, strict=True)
     ]
     if any(wanted):
         assert core is not None
-        u, addresses = u.contiguous(), [0 if v is None else v.data_ptr() for v in out]
+        x, active = x.contiguous(), active.contiguous()  # what hooks on saved tensors make of them
+        u, addresses = u.contiguous().resolve_neg(), [0 if v is None else v.data_ptr() for v in out]
         core.outer_products(
             (len(x), n, m, e, k > m), torch.get_num_threads(), x.data_ptr(), u.data_ptr(),
             active.data_ptr(), addresses,
@@ -251,13 +260,16 @@ class Factors(Operator):
             parts = [self._apply(part, transpose) for part in v]
             fields = ("value", "status", "steps", "residual")
             return Solution(*(torch.stack([getattr(p, f) for p in parts]) for f in fields))
-        steps = torch.zeros(v.shape[:1], dtype=torch.int64)
+        steps = torch.zeros(v.shape[:1], dtype=torch.int64, device="cpu")
         if not bool(v.any()):
             return Solution(v, steps, steps, v.new_zeros(v.shape[:1]))
         assert core is not None
-        v, x, error = v.contiguous(), torch.empty(v.shape, dtype=v.dtype), v.new_empty(v.shape[0])
+        # Saved and read back by a hook, the tape may lie anywhere.
+        tape = self.tape if self.tape.data_ptr() % 64 == 0 else self.tape.clone()
+        v = v.contiguous().resolve_neg()
+        x, error = torch.empty_like(v), v.new_empty(v.shape[0])
         core.apply_inverse(
-            *self.layout, self.tape.data_ptr(), torch.get_num_threads(), transpose,
+            *self.layout, tape.data_ptr(), torch.get_num_threads(), transpose,
             v.data_ptr(), x.data_ptr(), error.data_ptr(),
         )  # fmt: skip
         if self.known is not None:
