@@ -13,6 +13,7 @@ A^-T, its jvp is A^-1, and torch.func.vmap adds a batch dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -92,9 +93,10 @@ def implicit_root(
 
 def _alive(root: Tensor) -> Tensor | None:
     """Which samples are finite, `(*B, 1)`; None for all, where asking costs next to nothing."""
-    finite = root.isfinite()
     cheap = root.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
-    return None if cheap and bool(finite.all()) else finite.all(-1, keepdim=True)
+    if cheap and math.isfinite(root.sum().item()):  # what is not finite makes the sum so
+        return None
+    return root.isfinite().all(-1, keepdim=True)
 
 
 def _where(alive: Tensor | None, v: Tensor) -> Tensor:

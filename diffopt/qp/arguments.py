@@ -96,25 +96,24 @@ def check(
     """
     n = _unknowns(Q, p)
     m, e = _row_count("G", G, n), _row_count("A", A, n)
-    values = (Q, p, G, h, A, b, lb, ub, h_lower)
-    sizes = {"n": n, "m": m, "e": e}
-    given = {
-        name: (value, tuple(sizes[d] for d in SHAPES[name]))
-        for name, value in zip(SHAPES, values, strict=True)
-    }
-    _check_partners(given)
+    _check_partners(G, h, h_lower, A, b)
     like = p if p.dtype == dtype else p.to(dtype)
-    full = {k: _full(k, v, shape, like) for k, (v, shape) in given.items() if v is not None}
-    leads = {v.shape[: v.ndim - len(given[k][1])] for k, v in full.items()}
+    shapes = {
+        "Q": (n, n), "p": (n,), "G": (m, n), "h": (m,), "A": (e, n), "b": (e,), "lb": (n,),
+        "ub": (n,), "h_lower": (m,),
+    }  # fmt: skip
+    values = zip(SHAPES, (Q, p, G, h, A, b, lb, ub, h_lower), strict=True)
+    full = {k: _full(k, v, shapes[k], like) for k, v in values if v is not None}
+    leads = {v.shape[: v.ndim - len(shapes[k])] for k, v in full.items()}
     try:
         batch = leads.pop() if len(leads) == 1 else torch.broadcast_shapes(*leads)
     except RuntimeError:
-        shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in full.items())
+        given = ", ".join(f"{k} {tuple(v.shape)}" for k, v in full.items())
         raise ValueError(
             f"the batch dimensions (all but the last two of Q, G, A; all but the last of p, h, "
-            f"b, lb, ub) do not broadcast together: {shapes}"
+            f"b, lb, ub) do not broadcast together: {given}"
         ) from None
-    flat = {k: _flatten(v, len(given[k][1]), batch) for k, v in full.items()}
+    flat = {k: _flatten(v, len(shapes[k]), batch) for k, v in full.items()}
     return Data(flat, n, m, e, batch, like)
 
 
@@ -165,15 +164,11 @@ def _shown(value: object) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-def _check_partners(given: dict[str, tuple[Limit, tuple[int, ...]]]) -> None:
+def _check_partners(G: Tensor | None, h: Limit, h_lower: Limit, A: Tensor | None, b: Limit) -> None:
     """G comes with h or h_lower, A with b, and the other way round."""
-
-    def absent(name: str) -> bool:
-        return given[name][0] is None
-
-    if absent("G") != (absent("h") and absent("h_lower")):
+    if (G is None) != (h is None and h_lower is None):
         raise ValueError("G and its limits come together: give G with h, h_lower, or both")
-    if absent("A") != absent("b"):
+    if (A is None) != (b is None):
         raise ValueError("A and b come together: give both or neither")
 
 
@@ -212,9 +207,10 @@ def _dims(shape: tuple[int, ...]) -> str:
 
 def _flatten(value: Tensor, event: int, batch: torch.Size) -> Tensor:
     """One batch dimension: 1 if all samples share `value`, else the whole batch."""
-    lead, tail = value.shape[: value.ndim - event], value.shape[value.ndim - event :]
+    lead = value.shape[: value.ndim - event]
     if len(lead) == 1 and (lead == batch or lead[0] == 1 != batch.numel()):
         return value
+    tail = value.shape[value.ndim - event :]
     if lead.numel() == 1 and batch.numel() != 0:
         return value.reshape(1, *tail)
     return value.expand(*batch, *tail).reshape(batch.numel(), *tail)

@@ -55,16 +55,15 @@ def _answer(data: Data, found: Run, options: Options) -> Answer:
         def conditions(root: Tensor) -> Tensor:
             return conditions_of(widths, lanes, *given)
 
-        constant = replace(data, given={k: v.detach() for k, v in data.given.items()})
-        versions = _versions(constant)
+        versions = _versions(data)
 
         def rescue(samples: Tensor, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
-            if versions != _versions(constant):
+            if versions != _versions(data):
                 raise RuntimeError(
                     "an argument of solve_qp was changed in place after the solve: its derivative "
                     "needs the old values; clone it before the change, or call backward first"
                 )
-            return _by_reference(constant, options, lanes, samples, v, transpose)
+            return _by_reference(data, options, lanes, samples, v, transpose)
 
         known = None if found.settled == len(x) else lanes.settled
         operator = Factors(found.tape, found.layout, known, rescue, options.on_failure)
@@ -124,7 +123,8 @@ def _by_reference(
     data: Data, options: Options, lanes: Lanes, samples: Tensor, v: Tensor, transpose: bool
 ) -> tuple[Tensor, Tensor]:
     """(x, relative residual) of the reference engine, whose solves try harder."""
-    qp = take(data.qp(), samples)
+    constant = replace(data, given={k: v.detach() for k, v in data.given.items()})
+    qp = take(constant.qp(), samples)
     setup = Setup.of(qp, options.solver)
     point = settle(qp, as_found(qp, setup, take(lanes, samples)), options.degenerate)
     operator, scaling = KKTOperator.at(point, "ignore"), setup.scaling

@@ -143,8 +143,8 @@ def run(
         keep: whether a derivative may be asked for.
     """
     assert core is not None
-    held = {k: _packed(v) for k, v in given.items()}
-    slices = [_slice(held[k]) if k in held else ABSENT for k in ORDER]
+    held = [_packed(given[k]) if k in given else None for k in ORDER]
+    slices = [ABSENT if v is None else _slice(v) for v in held]
     counts = solver.max_steps, solver.patience, solver.refinements
     numbers = (
         solver.eps, solver.eps_polish, solver.eps_infeasible, solver.regularization,
@@ -274,7 +274,10 @@ class Factors(Operator):
         )  # fmt: skip
         if self.known is not None:
             x, error = x.where(self.known[:, None], 0.0), error.where(self.known, 0.0)
-        stuck = (error > STUCK).nonzero().flatten()  # not so for NaN, which nothing helps
+        good = error <= STUCK
+        if bool(good.all()):
+            return Solution(x, steps, steps, error)
+        stuck = (~good & error.isfinite()).nonzero().flatten()  # nothing helps where there is NaN
         if len(stuck):
             x[stuck], error[stuck] = self.rescue(stuck, v[stuck], transpose)
         status = torch.where(error <= self.rtol, 0, int(Status.NUMERICAL_FAILURE))
