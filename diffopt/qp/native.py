@@ -148,12 +148,12 @@ def run(
     counts = solver.max_steps, solver.patience, solver.refinements
     numbers = (
         solver.eps, solver.eps_polish, solver.eps_infeasible, solver.regularization,
-        solver.warm_mu, *(min(k, MOST) for k in counts),
+        solver.warm_mu, *(int(min(k, MOST)) for k in counts),
     )  # fmt: skip
     plan, size = core.plan(sizes, slices, numbers)
     tape = room(size // 8 + 1) if keep else None
     lanes = Lanes.empty(sizes)
-    start = [v.contiguous() for v in warm] if warm is not None else []
+    start = [v.contiguous().resolve_neg() for v in warm] if warm is not None else []
     settled = core.solve(
         sizes, slices, numbers, plan, tape.data_ptr() if tape is not None else 0,
         torch.get_num_threads(), [v.data_ptr() for v in start] or [0, 0, 0],
