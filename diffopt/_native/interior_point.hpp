@@ -114,7 +114,8 @@ struct InteriorPoint : Iterate<T, E> {
             return goal - at<T>(s[side], j) * at<T>(y[side], j) - at<T>(affine[side], j);
         });
         V fraction = pick(mu > 1e-4, V{} + 0.99, V{} + 0.999);
-        advance(lesser(fraction * length(), V{} + 1.0));
+        const V reached = lesser(fraction * length(), V{} + 1.0);
+        advance(lesser(falling(reached), reached));
         look_for_proof();
     }
 
@@ -191,6 +192,21 @@ struct InteriorPoint : Iterate<T, E> {
             return greater(greater(by_s, by_y) * on, P{});
         });
         return pick(fastest > 0, 1.0 / fastest, V{} + __builtin_inf());
+    }
+
+    // The step at which the mean product is least, where one of `reach` would raise it: see
+    // newton.py.
+    V falling(V reach) {
+        V first = qp.total_sides([&](int side, int j) {
+            P by_y = at<T>(s[side], j) * at<T>(dy[side], j),
+              by_s = at<T>(y[side], j) * at<T>(ds[side], j);
+            return (by_y + by_s) * at<T>(qp.on[side], j);
+        });
+        V second = qp.total_sides([&](int side, int j) {
+            return at<T>(ds[side], j) * at<T>(dy[side], j) * at<T>(qp.on[side], j);
+        });
+        const Mask rises = (first < 0) & (first + reach * second > 0);
+        return pick(rises, first / (-2.0 * second), V{} + __builtin_inf());
     }
 
     void advance(V reach) {

@@ -6,7 +6,7 @@
     4. Factorise the KKT matrix at the weights of the current slacks and multipliers (`kkt`).
     5. Predictor: the Newton step to complementarity zero.
     6. Corrector: the same factor, centred by sigma and corrected to second order.
-    7. Step 0.99 of the way to the boundary; go to 3.
+    7. Step 0.99 of the way to the boundary, less where that would raise the mean product; go to 3.
 
 `newton` says how points and directions are stored.
 
@@ -32,6 +32,7 @@ from .newton import (
     Ray,
     Sides,
     advance,
+    falling,
     mean_product,
     newton,
     residual,
@@ -203,6 +204,7 @@ class InteriorPoint:
         # Close to the boundary at the start, closer once the central path is followed.
         fraction = torch.where(mu > 1e-4, 0.99, 0.999)
         length = (fraction * step_length(x, both, sides)).clamp(max=1.0)
+        length = torch.minimum(length, falling(x, both, length, sides))
         return advance(x, both, length, sides)._replace(last=Ray.of(x.z, found))
 
 
