@@ -30,9 +30,8 @@ def doctor() -> str:
     Returns:
         Lines for: the versions of diffopt, Python and torch, and torch's threads; the CUDA
         devices; the engines, each live or with the reason why not; the build of the compiled core;
-        the devices, with whether
-        float64 works there and the error of a QP with a known answer and a known derivative; the
-        optional packages. Nothing is raised: what does not work is said.
+        the devices, with whether float64 works there and the error of a QP with a known answer and
+        a known derivative; the optional packages. Nothing is raised: what does not work is said.
 
     Example:
         >>> print(doctor())  # doctest: +ELLIPSIS

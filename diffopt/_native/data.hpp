@@ -20,7 +20,7 @@ struct Batch {
     long size;
     int n, m, e;
     bool bounded;
-    Slice Q, p, G, A, b, h_lower, h, lb, ub;
+    Slice Q, p, G, h, A, b, lb, ub, h_lower;
 };
 
 // Takes memory piece by piece from `base`; from null it only counts.

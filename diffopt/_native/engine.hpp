@@ -130,7 +130,8 @@ struct Engine {
         shared_bytes = (a.used + 127) / 64 * 64;
     }
 
-    unsigned long tape_bytes() const { return 64 + shared_bytes + groups * group_bytes; }
+    // Of a tape that begins at a multiple of 64.
+    unsigned long tape_bytes() const { return shared_bytes + groups * group_bytes; }
 
     Matrices<T, E> shared_matrices(Arena& a) const {
         Matrices<T, E> out{};
@@ -154,13 +155,11 @@ struct Engine {
         numbers[0] = M.curvature, numbers[1] = M.poison;
     }
 
-    static char* aligned(void* tape) { return (char*)(((unsigned long)tape + 63) / 64 * 64); }
-
     // Each group with its memory: f(group, first sample).
     template <class F>
     void each_group(void* tape, int threads, Interrupt& interrupt, bool fresh, F f) const {
         Memory own(tape || !chosen.shared ? 0 : shared_bytes);
-        char* base = tape ? aligned(tape) : (char*)own.data;
+        char* base = (char*)(tape ? tape : own.data);
         if (chosen.shared && fresh) {
             if constexpr (T::pack == 1)
                 prepare_shared<Single>(base);

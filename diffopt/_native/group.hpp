@@ -44,7 +44,7 @@ struct Group {
           qp(batch, diagonal),
           kkt(qp, settings),
           ip(qp, settings, kkt),
-          polish(qp, settings, kkt),
+          polish(qp, kkt),
           scratch{nullptr} {}
 
     // `tape` outlives the solve if a derivative may be asked for.
@@ -198,7 +198,7 @@ struct Group {
                      at<T>(qp.units.rows, j));
         });
         scale(in, transpose ? unknowns : equations);
-        V worst = kkt.solve(in, transpose, 1e-12, V{} == V{}, out, unused, THOROUGH);
+        V worst = kkt.solve(in, transpose, 1e-12, V{} == V{}, out, unused);
         scale(out, transpose ? equations : unknowns);
         for (int l = 0; l < T::lanes && first + l < batch.size; l++) {
             double* to = x + (first + l) * N;

@@ -75,17 +75,21 @@ struct InteriorPoint : Iterate<T, E> {
     // The worst KKT residual in the user's units and in these: see Residuals and Gauge in the torch
     // engine.
     void measure() {
-        V payment = qp.total_sides([&](int side, int j) {
-            return qp.sign(side) * at<T>(qp.limit[side], j) * at<T>(y[side], j);
-        });
-        payment += total<T>(qp.k, [&](int j) {
-            return at<T>(qp.fixed, j) * at<T>(qp.limit[0], j) * at<T>(y[0], j);
-        });
         V ignored[3];
-        error = residuals(qp, x, at_x, payment, ignored);
+        error = residuals(qp, x, at_x, payment(), ignored);
         mu = qp.total_sides([&](int side, int j) {
             return at<T>(s[side], j) * at<T>(y[side], j);
         }) / qp.sides;
+    }
+
+    // The limits times their multipliers.
+    V payment() const {
+        V sides = qp.total_sides([&](int side, int j) {
+            return qp.sign(side) * at<T>(qp.limit[side], j) * at<T>(y[side], j);
+        });
+        return sides + total<T>(qp.k, [&](int j) {
+                   return at<T>(qp.fixed, j) * at<T>(qp.limit[0], j) * at<T>(y[0], j);
+               });
     }
 
     void step() {
@@ -235,13 +239,8 @@ struct InteriorPoint : Iterate<T, E> {
     // Farkas, up to eps_infeasible; what is only suspected here is proved, or not, by the caller.
     void look_for_proof() {
         const double tolerance = settings.eps_infeasible;
-        V value = total<T>(qp.e, [&](int j) { return at<T>(qp.b, j) * at<T>(x.nu, j); });
-        value += qp.total_sides([&](int side, int j) {
-            return qp.sign(side) * at<T>(qp.limit[side], j) * at<T>(y[side], j);
-        });
-        value += total<T>(qp.k, [&](int j) {
-            return at<T>(qp.fixed, j) * at<T>(qp.limit[0], j) * at<T>(y[0], j);
-        });
+        V value =
+            payment() + total<T>(qp.e, [&](int j) { return at<T>(qp.b, j) * at<T>(x.nu, j); });
         V norm = greater(most<T>(qp.e, [&](int j) { return size(at<T>(x.nu, j)); }),
                          most<T>(qp.k, [&](int j) {
                              return greater(size(at<T>(y[0], j)), size(at<T>(y[1], j)));

@@ -192,16 +192,16 @@ struct KKT {
         return pick(out == 0, V{} + 1.0, out);
     }
 
-    // x with products `out` for the right-hand side r, refined towards rtol where `wanted`, `least`
-    // times at least, and its relative residual.
+    // x with products `out` for the right-hand side r, refined towards rtol where `wanted`, and its
+    // relative residual.
     V solve(const Blocks<T>& r, bool transpose, double rtol, Mask wanted, Blocks<T>& x,
-            Products<T>& out, int least = 0) {
+            Products<T>& out) {
         solve_regularised(r, transpose, x, out.Cz);
         residual(r, x, transpose, out, rest);
         const V size_r = norm(r);
         V error = norm(rest), limit = scale(size_r, x);
         first = error / limit;
-        Mask refine = wanted & ((error > rtol * limit) | (V{} < least));
+        Mask refine = wanted & (error > rtol * limit);
         for (int i = 0; i < settings.refinements && any(refine); i++) {
             solve_regularised(rest, transpose, step, moved.Cz);
             add(x, step, trial);
@@ -213,7 +213,7 @@ struct KKT {
             error = pick(refine, again, error);
             accept(refine, x, out);
             limit = scale(size_r, x);
-            refine = refine & ((error > rtol * limit) | (V{} + (i + 1.0) < least));
+            refine = refine & (error > rtol * limit);
         }
         last = error;
         return error / limit;
@@ -227,10 +227,7 @@ struct KKT {
 
     // `trial`, with products `tried` and what is left in `step`, where better.
     void accept(Mask better, Blocks<T>& x, Products<T>& out) {
-        auto take = [&](V* to, const V* from, int count) {
-            each<T>(count,
-                    [&](int j) { at<T>(to, j) = pick(better, at<T>(from, j), at<T>(to, j)); });
-        };
+        auto take = [&](V* to, const V* from, int n) { replace<T>(better, to, from, n); };
         take(x.z, trial.z, qp.n), take(x.nu, trial.nu, qp.e), take(x.y, trial.y, qp.k);
         take(rest.z, step.z, qp.n), take(rest.nu, step.nu, qp.e), take(rest.y, step.y, qp.k);
         take(out.Qz, tried.Qz, qp.n), take(out.Az, tried.Az, qp.e);

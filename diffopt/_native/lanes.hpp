@@ -172,4 +172,11 @@ INLINE typename T::V total(int count, F f) {
     return T::sum(out);
 }
 
+// to <- from in the lanes of `mask`.
+template <class T>
+INLINE void replace(typename T::Mask mask, typename T::V* to, const typename T::V* from,
+                    int count) {
+    each<T>(count, [&](int j) { at<T>(to, j) = pick(mask, at<T>(from, j), at<T>(to, j)); });
+}
+
 }  // namespace diffopt

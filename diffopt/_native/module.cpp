@@ -23,6 +23,7 @@ using Given = std::array<std::tuple<Address, long, long>, 9>;
 using Sizes = std::tuple<long, int, int, int, bool>;
 using Numbers = std::tuple<double, double, double, double, double, int, int, int>;
 
+// `given` are the arguments of solve_qp: Q, p, G, h, A, b, lb, ub, h_lower.
 static Batch batch_of(const Sizes& sizes, const Given& given) {
     auto slice = [&](int i) {
         auto [data, batch, step] = given[i];

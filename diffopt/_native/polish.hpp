@@ -6,10 +6,7 @@
 
 namespace diffopt {
 
-constexpr int ROUNDS = 3;  // guesses of the active set
-// Steps of refinement for what is returned: the residual of the whole system does not show that of
-// an entry in small units.
-constexpr int THOROUGH = 2;
+constexpr int ROUNDS = 3;           // guesses of the active set
 constexpr double STUCK = 1e-11;     // a relative residual of a linear solve
 constexpr double ROUNDING = 1e-12;  // a residual that is as good as any
 
@@ -19,7 +16,6 @@ struct Polish {
     using P = typename T::P;
     using Mask = typename T::Mask;
     const Problem<T, E>& qp;
-    const Settings& settings;
     KKT<T, E>& kkt;
     Blocks<T> best, x, r, d;  // best: the point, once `done`
     V *t, *side;              // its active set: t = 0 active, side +1 at upper, -1 at lower
@@ -29,8 +25,7 @@ struct Polish {
     Mask done;
     bool stale;  // whether the factor is not that of the accepted sets
 
-    Polish(const Problem<T, E>& qp, const Settings& settings, KKT<T, E>& kkt)
-        : qp(qp), settings(settings), kkt(kkt) {}
+    Polish(const Problem<T, E>& qp, KKT<T, E>& kkt) : qp(qp), kkt(kkt) {}
 
     // `persistent`: what the derivative reads.
     void carve(Arena& persistent, Arena& a) {
@@ -102,9 +97,7 @@ struct Polish {
     }
 
     // Lanes that are done keep their active set, and with it their factor.
-    void hold() {
-        each<T>(qp.k, [&](int j) { at<T>(kkt.t, j) = pick(done, at<T>(t, j), at<T>(kkt.t, j)); });
-    }
+    void hold() { replace<T>(done, kkt.t, t, qp.k); }
 
     // x <- the solution of the linear conditions of the guess, by a refined Newton step; the lanes
     // where refinement was not stuck, as it is by nearly dependent rows.
@@ -120,7 +113,7 @@ struct Polish {
             P t_ = at<T>(kkt.t, j);
             at<T>(r.y, j) = (1.0 - t_) * (limit - at<T>(products.Cz, j)) + t_ * at<T>(x.y, j);
         });
-        V relative = kkt.solve(r, false, 1e-12, wanted, d, products, THOROUGH);
+        V relative = kkt.solve(r, false, 1e-12, wanted, d, products);
         kkt.add(x, d, x);
         return (relative <= STUCK) | (kkt.last <= ROUNDING / 10);
     }
@@ -164,10 +157,7 @@ struct Polish {
     }
 
     void accept(Mask better, V after, const V (&out)[3]) {
-        auto take = [&](V* to, const V* from, int count) {
-            each<T>(count,
-                    [&](int j) { at<T>(to, j) = pick(better, at<T>(from, j), at<T>(to, j)); });
-        };
+        auto take = [&](V* to, const V* from, int n) { replace<T>(better, to, from, n); };
         take(best.z, d.z, qp.n), take(best.nu, d.nu, qp.e), take(best.y, d.y, qp.k);
         take(t, kkt.t, qp.k), take(side, tried_side, qp.k);
         take(Cz, products.Cz, qp.k);

@@ -26,6 +26,12 @@ SHAPES = {
 }
 
 
+def shapes_of(n: int, m: int, e: int) -> dict[str, tuple[int, ...]]:
+    """The shape of a sample of each argument."""
+    sizes = {"n": n, "m": m, "e": e}
+    return {name: tuple(sizes[d] for d in dims) for name, dims in SHAPES.items()}
+
+
 @dataclass(frozen=True)
 class Data:
     """The arguments of `solve_qp`, checked.
@@ -98,10 +104,7 @@ def check(
     m, e = _row_count("G", G, n), _row_count("A", A, n)
     _check_partners(G, h, h_lower, A, b)
     like = p if p.dtype == dtype else p.to(dtype)
-    shapes = {
-        "Q": (n, n), "p": (n,), "G": (m, n), "h": (m,), "A": (e, n), "b": (e,), "lb": (n,),
-        "ub": (n,), "h_lower": (m,),
-    }  # fmt: skip
+    shapes = shapes_of(n, m, e)
     values = zip(SHAPES, (Q, p, G, h, A, b, lb, ub, h_lower), strict=True)
     full = {k: _full(k, v, shapes[k], like) for k, v in values if v is not None}
     leads = {v.shape[: v.ndim - len(shapes[k])] for k, v in full.items()}

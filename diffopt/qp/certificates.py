@@ -63,7 +63,7 @@ def certificate(
     qp: QP, scaled: QP, scaling: Scaling, sides: Sides, x: Iterate, status: Tensor
 ) -> Certificate:
     """The proofs that the iterates hold for `status` `(B,)`, in the units of the user's `qp`."""
-    out = nothing(qp, len(status))
+    out = no_proof(len(status), qp.n, qp.m, qp.A.shape[-2], qp.p)
     some = (status == int(Status.DUAL_INFEASIBLE)).nonzero().flatten()
     if len(some):
         d, _ = _ray(*(take(v, some) for v in (scaled, sides, x)))
@@ -78,10 +78,10 @@ def certificate(
     return out
 
 
-def nothing(qp: QP, batch: int) -> Certificate:
-    """No proof."""
-    sizes = (qp.n, qp.A.shape[-2], qp.m, qp.m, qp.n, qp.n)
-    return Certificate(*(qp.p.new_zeros(batch, size) for size in sizes))
+def no_proof(batch: int, n: int, m: int, e: int, like: Tensor) -> Certificate:
+    """The certificates of samples that need none: zeros of the dtype and device of `like`."""
+    zeros = like.new_zeros(batch, 3 * n + e + 2 * m)
+    return Certificate(*zeros.split_with_sizes([n, e, m, m, n, n], -1))
 
 
 def _in_units(qp: QP, scaling: Scaling, sides: Sides, nu: Tensor, y: Tensor) -> Certificate:

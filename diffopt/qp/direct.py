@@ -16,7 +16,7 @@ from ..implicit import implicit_root
 from ..solution import Part
 from ..tree import put, take
 from .arguments import SHAPES, Data
-from .certificates import Certificate
+from .certificates import no_proof
 from .conditions import conditions_of
 from .interior_point import Setup
 from .kkt import Blocks
@@ -78,9 +78,8 @@ def _versions(data: Data) -> list[int]:
 
 def _facts(data: Data, lanes: Lanes) -> Facts:
     """What is known of settled samples besides."""
-    n, m, e, size = data.n, data.m, data.e, len(lanes.x)
+    n, m, size = data.n, data.m, len(lanes.x)
     *residuals, error = lanes.facts.unbind(-1)
-    nothing = lanes.x.new_zeros(size, 3 * n + e + 2 * m)
     return Facts(
         status=torch.zeros(size, dtype=torch.int64, device="cpu"),
         steps=lanes.steps,
@@ -88,7 +87,7 @@ def _facts(data: Data, lanes: Lanes) -> Facts:
         polished=lanes.polished,
         error=error,
         weak=torch.zeros(size, m + n, dtype=torch.bool, device="cpu"),
-        certificate=Certificate(*nothing.split_with_sizes([n, e, m, m, n, n], -1)),
+        certificate=no_proof(size, n, m, data.e, lanes.x),
     )
 
 

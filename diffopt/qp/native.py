@@ -17,8 +17,8 @@ from .._native import core, reason
 from ..operators import Operator
 from ..solution import OnFailure, Solution, Status
 from ..tree import put, take
-from .arguments import SHAPES
-from .certificates import nothing
+from .arguments import SHAPES, shapes_of
+from .certificates import no_proof
 from .interior_point import InteriorPoint, Setup
 from .kkt import Blocks, unpack
 from .polish import Guess, Polished
@@ -28,7 +28,6 @@ from .reference import Found, find_reference, search
 # (samples, v, whether transposed) -> (x, relative residual)
 Rescue = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 STUCK = 1e-11  # a relative residual that refinement should get below
-ORDER = ("Q", "p", "G", "A", "b", "h_lower", "h", "lb", "ub")  # of the core
 MOST = 2**31 - 1  # steps that the core can count
 ABSENT = (0, 0, 0)  # address and strides
 
@@ -143,7 +142,7 @@ def run(
         keep: whether a derivative may be asked for.
     """
     assert core is not None
-    held = [_packed(given[k]) if k in given else None for k in ORDER]
+    held = [_packed(given[k]) if k in given else None for k in SHAPES]
     slices = [ABSENT if v is None else _slice(v) for v in held]
     counts = solver.max_steps, solver.patience, solver.refinements
     numbers = (
@@ -184,10 +183,9 @@ def outer_products(
         wanted: of which arguments.
     """
     n, e, k, m = sizes
-    dims = {"n": n, "m": m, "e": e}
     out: list[Tensor | None] = [
-        room(len(x), *(dims[d] for d in shape)) if want else None
-        for shape, want in zip(SHAPES.values(), wanted, strict=True)
+        room(len(x), *shape) if want else None
+        for shape, want in zip(shapes_of(n, m, e).values(), wanted, strict=True)
     ]
     if any(wanted):
         assert core is not None
@@ -231,7 +229,8 @@ def as_found(qp: QP, setup: Setup, lanes: Lanes) -> Found:
     kkt = setup.family.factorize(guess.t)
     polished = Polished(guess, lanes.facts[:, 3], lanes.polished, guess, kkt)
     status = torch.full_like(lanes.steps, int(Status.CONVERGED))
-    return Found(setup, polished, status, lanes.steps, nothing(qp, qp.batch))
+    proof = no_proof(qp.batch, qp.n, qp.m, qp.A.shape[-2], qp.p)
+    return Found(setup, polished, status, lanes.steps, proof)
 
 
 @dataclass(frozen=True)
