@@ -14,16 +14,13 @@ A^-T, its jvp is A^-1, and torch.func.vmap adds a batch dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd.function import Function
 
+from .nodes import Solve, Step, applied
 from .operators import Dense, Operator
-from .solution import fill_failed, report, succeeded
 
 
 def implicit_root(
@@ -87,8 +84,34 @@ def implicit_root(
     for k in range(order):
         r = residual(z) if k else r
         # A dead sample's residual may be NaN; where() keeps it, and its gradient, out.
-        z = z - _applied(_Solve, _where(alive, r), operator, False, order, *_held(operator))
+        z = z - applied(Solve, _where(alive, r), operator, False, order, *_held(operator))
     return z if alive is None else torch.where(alive, z, fixed)
+
+
+def implicit_root_of(
+    root: Tensor,
+    operator: Operator,
+    pull_back: Callable[..., Sequence[Tensor | None]],
+    facts: Sequence[Tensor],
+    data: Sequence[Tensor | None],
+) -> Tensor:
+    """As `implicit_root` with order 1, where F(z*) = 0 to the last bit and the vjp of F is known.
+
+    One node in the graph instead of those of F and of the solve, which is most of what the
+    derivative of a small problem costs.
+
+    Args:
+        root: z*, `(*B, n)`, finite. Detached here.
+        operator: A at the root.
+        pull_back: (u, needed, *facts) -> u^T dF/dtheta for each theta of `data`, None where it is
+            not `needed`; differentiable in u.
+        facts: tensors that `pull_back` reads, constants; saved as autograd saves tensors.
+        data: theta, None where absent.
+    """
+    held, root = _held(operator), root.detach()
+    count = len(held), len(facts)
+    step: Tensor = Step.apply(operator, pull_back, count, root, *held, *facts, *data)
+    return root + step
 
 
 def _alive(root: Tensor) -> Tensor | None:
@@ -103,134 +126,5 @@ def _where(alive: Tensor | None, v: Tensor) -> Tensor:
     return v if alive is None else torch.where(alive, v, 0.0)
 
 
-def _applied(function: type[Function], *args: Any) -> Tensor:
-    """`function.apply`, without what torch does for defaults and transforms that are not there."""
-    if torch._C._are_functorch_transforms_active():
-        out: Tensor = function.apply(*args)
-    else:
-        out = super(Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
-    return out
-
-
 def _held(operator: Operator) -> tuple[Tensor, ...]:
     return tuple(t.detach() for t in operator.tensors())
-
-
-class _Solve(Function):
-    """v -> A^-1 v (or A^-T v), linear in v with A constant.
-
-    The operator's tensors are arguments, not captured, so that torch.func can unwrap them. The
-    result of a differentiation is good for `order` - 1 more: `_Guard` counts, and is tied to v,
-    because a second derivative can reach theta through the graph of v = F(z, theta) without
-    crossing this node again. `order` None means no limit (the solves inside a derivative).
-    """
-
-    @staticmethod
-    def forward(
-        v: Tensor, operator: Operator, transpose: bool, order: int | None, *held: Tensor
-    ) -> Tensor:
-        if v.device.type == "cpu" and not bool(v.any()):  # as F is at a polished root
-            return torch.zeros_like(v)
-        u = _solved(v, operator.rebuild(*held), transpose)
-        return u.clone() if u is v else u  # torch does not save what is returned
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        v, ctx.operator, ctx.transpose, ctx.order, *held = inputs
-        ctx.save_for_backward(v, *held)
-        ctx.save_for_forward(v, *held)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        v, *held = ctx.saved_tensors
-        rest = None, None, None, *[None] * len(held)
-        if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
-            return _solved(grads[0], ctx.operator.rebuild(*held), not ctx.transpose), *rest
-        u = _Solve.apply(grads[0], ctx.operator, not ctx.transpose, None, *held)
-        return _guarded(u, v, ctx.order), *rest
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        v, *held = ctx.saved_tensors
-        u = _Solve.apply(tangents[0], ctx.operator, ctx.transpose, None, *held)
-        return _guarded(u, v, ctx.order)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-        if inputs[1].captures:
-            raise RuntimeError(
-                f"torch.func.vmap (or jacrev, jacfwd, hessian) over an implicit layer whose "
-                f"operator is {type(inputs[1]).__name__}: it closes over tensors that vmap cannot "
-                "reach; make the mapped dimension a batch dimension, or use operator=None (Dense)"
-            )
-        v, operator, transpose, order, *held = _batch_first(info, in_dims, inputs)
-        return _Solve.apply(v, operator, transpose, order, *held), 0
-
-
-def _solved(v: Tensor, A: Operator, transpose: bool) -> Tensor:
-    """A^-1 v or A^-T v, failed samples reported and filled as `A.on_failure` says."""
-    solution = A.solve_transpose(v) if transpose else A.solve(v)
-    value: Tensor = solution.value
-    if bool(succeeded(solution.status).all()):
-        return value
-    kind = "transposed linear" if transpose else "linear"
-    what = f"implicit derivative: the {kind} solve"
-    report(solution.status, solution.residual, A.on_failure, what, A.part)
-    return fill_failed(value, solution.status, float("nan") if A.on_failure == "nan" else 0.0)
-
-
-def _guarded(u: Tensor, v: Tensor, order: int | None) -> Tensor:
-    return u if order is None else _Guard.apply(u, v, order - 1)
-
-
-class _Guard(Function):
-    """u, tied to v; differentiable `left` times, then an error instead of a wrong number."""
-
-    @staticmethod
-    def forward(u: Tensor, v: Tensor, left: int) -> Tensor:
-        return u.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, v, ctx.left = inputs
-        ctx.save_for_backward(v)
-        ctx.save_for_forward(v)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _Guard._next(ctx, grads[0]), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return _Guard._next(ctx, tangents[0])
-
-    @staticmethod
-    def _next(ctx: Any, du: Tensor) -> Tensor:
-        if ctx.left == 0:
-            raise RuntimeError(
-                "this implicit layer was built for fewer derivatives than were asked for (double "
-                "backward, hessian, or a jvp by double backward), and a further one would be "
-                "wrong: pass order=2 (or higher) to the function that made the layer, for example "
-                "solve_qp(..., order=2) or implicit_root(..., order=2)"
-            )
-        return _Guard.apply(du, ctx.saved_tensors[0], ctx.left - 1)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-        return _Guard.apply(*_batch_first(info, in_dims, inputs)), 0
-
-
-def _batch_first(info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> list[Any]:
-    """The inputs with the mapped dimension first, of size one for a tensor that is not mapped.
-
-    The first input is expanded, so that the output is mapped in every case.
-    """
-
-    def first(x: Any, d: int | None) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.unsqueeze(0) if d is None else x.movedim(d, 0)
-
-    moved = [first(x, d) for x, d in zip(inputs, in_dims, strict=True)]
-    moved[0] = moved[0].expand(info.batch_size, *moved[0].shape[1:])
-    return moved

@@ -13,13 +13,16 @@ ARROWS = {
     "iterate": {"solution"},
     "linear": {"iterate", "solution"},
     "operators": {"linear", "solution", "tree"},
-    "implicit": {"operators", "solution"},
+    "nodes": {"operators", "solution"},
+    "implicit": {"nodes", "operators"},
     "_native": set(),
-    "qp": {"_native", "implicit", "operators", "iterate", "linear", "solution", "tree"},
+    "qp": {
+        "_native", "implicit", "nodes", "operators", "iterate", "linear", "solution", "tree",
+    },
     "nn": {"qp"},
     "doctor": {"_native", "qp"},
     "__init__": {"doctor", "nn", "qp", "implicit", "solution"},
-}
+}  # fmt: skip
 # inside diffopt/qp, lowest first: a file may import those before it
 QP_ORDER = [
     "problem", "arguments", "stack", "diagnosis", "scaling", "factors", "structure", "kkt",

@@ -9,6 +9,7 @@ import torch
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from diffopt import ConvergenceError, ConvergenceWarning, implicit_root
+from diffopt.implicit import implicit_root_of
 from diffopt.linear import GMRES, Anderson, Neumann
 from diffopt.operators import Dense, Identity, MatrixFree
 
@@ -103,6 +104,30 @@ def test_a_second_derivative_is_never_silently_wrong(power):
     (first,) = torch.autograd.grad(z.pow(power).sum(), a, create_graph=True)
     with pytest.raises(RuntimeError, match="order=2"):
         torch.autograd.grad(first.sum(), a)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_known_pull_back_gives_the_same_gradient_and_no_second(create_graph):
+    """M z = s b for a matrix M and a scale s: F = M z - s b, u^T dF/db = -s u."""
+    generator = torch.Generator().manual_seed(0)
+    M = torch.randn(4, 3, 3, generator=generator, dtype=torch.float64)
+    b = torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    s = torch.full((4, 3), 2.0, dtype=torch.float64)
+    asked = []
+
+    def pull_back(u, needed, scale):
+        asked.append(list(needed))
+        return [None, -scale * u]
+
+    z = implicit_root_of(torch.linalg.solve(M, s * b), Dense.of(M), pull_back, [s], [None, b])
+    loss = (z**2).sum()
+    (got,) = torch.autograd.grad(loss, b, create_graph=create_graph)
+    (want,) = torch.autograd.grad((torch.linalg.solve(M, s * b) ** 2).sum(), b)
+    torch.testing.assert_close(got, want)
+    assert asked == [[False, True]]
+    if create_graph:
+        with pytest.raises(RuntimeError, match="order=2"):
+            torch.autograd.grad(got.sum(), b)
 
 
 def test_transforms_agree():

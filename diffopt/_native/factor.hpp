@@ -43,16 +43,25 @@ struct Upper {
                 acc[r][c] = r < rows ? base(i + r, j + c) : P{};
             if (j < stop) tile<T, C>(acc, product.panel, product.M, product.ld, product.count, j);
             if (j == first) {
-                put<C>(acc, i, rows, j);
-                for (int r = 0; r < rows; r++) diagonal[r] = row(i + r)[i + r];
+                if constexpr (T::pack == 1) {
+                    UNROLL for (int r = 0; r < TILE_ROWS; r++) if (r < C) diagonal[r] = acc[r][r];
+                } else {
+                    put<C>(acc, i, rows, j);
+                    for (int r = 0; r < rows; r++) diagonal[r] = row(i + r)[i + r];
+                }
             }
             tile<T, C>(acc, panel, U, ld, i, j);
-            if (j != first) apply<C>(acc, i, rows, solve);
+            if (j != first)
+                apply<C>(acc, i, rows, solve);
+            else if constexpr (T::pack == 1)
+                eliminate_tile<C>(acc, i, rows, diagonal, solve);
             put<C>(acc, i, rows, j);
         };
         with_width(head - first, made, first);
-        eliminate(i, rows, diagonal, solve);
-        finish(i, rows, first, head, solve);
+        if constexpr (T::pack > 1) {
+            eliminate(i, rows, diagonal, solve);
+            finish(i, rows, first, head, solve);
+        }
         for (int j = head; j < stop; j += TILE_PACKS) with_width(stop - j, made, j);
         for (int j = stop; j < last; j += TILE_PACKS) with_width(last - j, made, j);
     }
@@ -113,6 +122,24 @@ struct Upper {
                 }
                 solve[r][c] = a;
             }
+        }
+    }
+
+    // The same where the block is one tile, in registers.
+    template <int C>
+    INLINE void eliminate_tile(P (&acc)[TILE_ROWS][C], int i, int rows, const V* diagonal,
+                               V (*solve)[TILE_ROWS]) {
+        UNROLL for (int r = 0; r < TILE_ROWS; r++) {
+            if (r >= rows || r >= C) break;
+            lowest = lesser(acc[r][r], lowest);
+            P a = 1.0 / root(greater(acc[r][r], 50 * EPS * diagonal[r]));
+            inverse[i + r] = a;
+            UNROLL for (int c = 0; c < C; c++) {
+                acc[r][c] = c > r ? acc[r][c] * a : P{};
+                if (c < TILE_ROWS) solve[r][c] = acc[r][c];
+            }
+            UNROLL for (int k = r + 1; k < TILE_ROWS; k++)
+                UNROLL for (int c = k; c < C; c++) if (k < C) acc[k][c] -= acc[r][k] * acc[r][c];
         }
     }
 

@@ -112,6 +112,10 @@ PYBIND11_MODULE(DIFFOPT_MODULE, module) {
                            engine.apply_inverse((void*)tape, threads, interrupt, transpose,
                                                 (const double*)v, (double*)x, (double*)error);
                        });
+                   double worst = 0;
+                   for (long i = 0; i < batch.size; i++)
+                       worst = largest(((const double*)error)[i], worst);
+                   return worst;
                });
     module.def("outer_products", [](const Sizes& sizes, int threads, Address x, Address u,
                                     Address active, std::array<Address, 9> out) {

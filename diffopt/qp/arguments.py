@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ SHAPES = {
 }
 
 
-def shapes_of(n: int, m: int, e: int) -> dict[str, tuple[int, ...]]:
+@cache
+def shapes_of(n: int, m: int, e: int) -> Mapping[str, tuple[int, ...]]:
     """The shape of a sample of each argument."""
     sizes = {"n": n, "m": m, "e": e}
     return {name: tuple(sizes[d] for d in dims) for name, dims in SHAPES.items()}

@@ -79,9 +79,9 @@ def certificate(
 
 
 def no_proof(batch: int, n: int, m: int, e: int, like: Tensor) -> Certificate:
-    """The certificates of samples that need none: zeros of the dtype and device of `like`."""
-    zeros = like.new_zeros(batch, 3 * n + e + 2 * m)
-    return Certificate(*zeros.split_with_sizes([n, e, m, m, n, n], -1))
+    """The certificates of samples that need none: one zero, of the dtype and device of `like`."""
+    zero = like.new_zeros(())
+    return Certificate(*(zero.expand(batch, size) for size in (n, e, m, m, n, n)))
 
 
 def _in_units(qp: QP, scaling: Scaling, sides: Sides, nu: Tensor, y: Tensor) -> Certificate:

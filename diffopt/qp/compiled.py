@@ -103,8 +103,10 @@ def _flat(sol: QPSolution) -> list[Tensor]:
     """The outputs in the order of `OUTPUTS`."""
     none = sol.lam.new_zeros(sol.lam.shape), sol.nu.new_zeros(sol.nu.shape)
     shifts = none if sol.shifts is None else sol.shifts
-    facts = sol.status, sol.iterations, sol.polished, sol.weakly_active
-    return [sol.z, sol.lam, sol.nu, sol.mu, *shifts, *facts, *sol.residuals, *sol.certificate]
+    facts = sol.status, sol.iterations, sol.polished
+    shared = sol.weakly_active, *sol.certificate  # perhaps one zero for all: an operator's are own
+    weak, *proof = (v.clone(memory_format=torch.contiguous_format) for v in shared)
+    return [sol.z, sol.lam, sol.nu, sol.mu, *shifts, *facts, weak, *sol.residuals, *proof]
 
 
 def _solution(out: Sequence[Tensor], relaxed: bool) -> QPSolution:

@@ -1,64 +1,56 @@
-"""The KKT conditions of settled samples as a function of the data.
+"""The pull-back of the KKT conditions of settled samples to the data.
 
 With w = (z, nu, lam, mu) the solution, held fixed, and the limits of the active set:
 
     F = (Qz + p + A'nu + G'lam + mu,   Az - b,   Cz - limit of active rows and -y of the others)
 
-All of it is zero. It is linear in the data, so that the pull-back of (u_z, u_nu, u_y) needs the
+All of it is zero. It is linear in the data, so that the vjp at u = (u_z, u_nu, u_y) needs the
 solution only: the outer products of OptNet (Amos & Kolter, ICML 2017, eq. (8)).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function
 
+from ..nodes import recorded
 from .arguments import SHAPES
-from .native import Lanes, outer_products
+from .native import outer_products
 
 
-def conditions_of(widths: list[int], lanes: Lanes, *given: Tensor | None) -> Tensor:
-    """F `(B, n + e + k)`, in the graph of the data.
+@dataclass(frozen=True)
+class PullBack:
+    """u -> u^T dF/dtheta, theta the arguments of `solve_qp` in the order of `SHAPES`.
 
-    Args:
+    Attributes:
         widths: n, e and k.
-        lanes: the solution.
-        given: the arguments of `solve_qp` in the order of `SHAPES`, None where absent.
+        m: rows of G.
+        shared: whether the samples share an argument, which then gets the sum.
     """
-    out: Tensor = _Conditions.apply(widths, lanes, *given)
-    return out
 
+    widths: tuple[int, int, int]
+    m: int
+    shared: tuple[bool, ...]
 
-class _Conditions(Function):
-    @staticmethod
-    def forward(ctx: Any, widths: list[int], lanes: Lanes, *given: Tensor | None) -> Tensor:
-        ctx.save_for_backward(lanes.x, lanes.active)
-        ctx.widths, size = widths, len(lanes.x)
-        ctx.shared = [v is not None and v.shape[0] == 1 != size for v in given]
-        ctx.m = given[2].shape[-2] if given[2] is not None else 0
-        return torch.zeros_like(lanes.x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (x, active), u = ctx.saved_tensors, grads[0]
-        wanted = ctx.needs_input_grad[2:]
-        # Where nothing is recorded or mapped, the core writes all in one pass.
-        plain = not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active())
-        own = [plain and want and not s for want, s in zip(wanted, ctx.shared, strict=True)]
-        out = outer_products(x, u, active, (*ctx.widths, ctx.m), own)
-        if own != list(wanted):
-            formulas = _pull_back(ctx.widths, ctx.m, x, active, u)
+    def __call__(
+        self, u: Tensor, needed: Sequence[bool], x: Tensor, active: Tensor
+    ) -> list[Tensor | None]:
+        """The gradients that are `needed`, of the solution `x` and its `active` set of `Lanes`."""
+        plain = not recorded()  # then the core writes all in one pass
+        own = [plain and want and not s for want, s in zip(needed, self.shared, strict=True)]
+        out = outer_products(x, u, active, (*self.widths, self.m), own)
+        if own != list(needed):
+            formulas = _formulas(list(self.widths), self.m, x, active, u)
             for i, name in enumerate(SHAPES):
-                if wanted[i] and not own[i]:
-                    out[i] = formulas[name](ctx.shared[i])
-        return None, None, *out
+                if needed[i] and not own[i]:
+                    out[i] = formulas[name](self.shared[i])
+        return out
 
 
-def _pull_back(
+def _formulas(
     widths: list[int], m: int, x: Tensor, active: Tensor, u: Tensor
 ) -> dict[str, Callable[[bool], Tensor]]:
     """The gradient of each argument, given whether the samples share it."""

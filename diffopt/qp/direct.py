@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..implicit import implicit_root
+from ..implicit import implicit_root_of
 from ..solution import Part
 from ..tree import put, take
 from .arguments import SHAPES, Data
 from .certificates import no_proof
-from .conditions import conditions_of
+from .conditions import PullBack
 from .interior_point import Setup
 from .kkt import Blocks
 from .layer import Answer, Facts, solve
-from .native import Factors, Lanes, Run, as_found, run, serves
+from .native import CPU, Factors, Lanes, Run, as_found, run, serves
 from .options import Options
 from .point import settle
 from .problem import QP, Residuals
@@ -47,14 +47,11 @@ def solve_data(data: Data, options: Options, warm: Blocks | None) -> Answer:
 def _answer(data: Data, found: Run, options: Options) -> Answer:
     """What the core found, in the graph of the data."""
     lanes, m, n = found.lanes, data.m, data.n
-    widths = [n, data.e, m + n if data.bounded else m]
+    widths = n, data.e, m + n if data.bounded else m
     x = lanes.x
     if found.tape is not None:
         given = [data.given.get(name) for name in SHAPES]
-
-        def conditions(root: Tensor) -> Tensor:
-            return conditions_of(widths, lanes, *given)
-
+        shared = tuple(v is not None and v.shape[0] == 1 != len(x) for v in given)
         versions = _versions(data)
 
         def rescue(samples: Tensor, v: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
@@ -67,7 +64,8 @@ def _answer(data: Data, found: Run, options: Options) -> Answer:
 
         known = None if found.settled == len(x) else lanes.settled
         operator = Factors(found.tape, found.layout, known, rescue, options.on_failure)
-        x = implicit_root(conditions, x, operator)
+        pull_back = PullBack(widths, m, shared)
+        x = implicit_root_of(x, operator, pull_back, (x, lanes.active), given)
     return Answer(Blocks(*x.split_with_sizes(widths, -1)), _facts(data, lanes))
 
 
@@ -81,12 +79,12 @@ def _facts(data: Data, lanes: Lanes) -> Facts:
     n, m, size = data.n, data.m, len(lanes.x)
     *residuals, error = lanes.facts.unbind(-1)
     return Facts(
-        status=torch.zeros(size, dtype=torch.int64, device="cpu"),
+        status=torch.zeros((size,), dtype=torch.int64, device=CPU),
         steps=lanes.steps,
         residuals=Residuals(*residuals),
         polished=lanes.polished,
         error=error,
-        weak=torch.zeros(size, m + n, dtype=torch.bool, device="cpu"),
+        weak=torch.zeros((size, m + n), dtype=torch.bool, device=CPU),
         certificate=no_proof(size, n, m, data.e, lanes.x),
     )
 

@@ -30,6 +30,7 @@ Rescue = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 STUCK = 1e-11  # a relative residual that refinement should get below
 MOST = 2**31 - 1  # steps that the core can count
 ABSENT = (0, 0, 0)  # address and strides
+CPU = torch.device("cpu")  # made once: from a string it costs as much as the memory
 
 
 class Layout(NamedTuple):
@@ -82,7 +83,7 @@ class Lanes(NamedTuple):
 
 def room(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Memory for the core, whatever the default device is."""
-    return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.empty(shape, dtype=dtype, device=CPU)
 
 
 class Run(NamedTuple):
@@ -174,7 +175,7 @@ def _slice(v: Tensor) -> tuple[int, int, int]:
 def outer_products(
     x: Tensor, u: Tensor, active: Tensor, sizes: tuple[int, ...], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients of `conditions` where `wanted`, in the order of `SHAPES`, each of a sample.
+    """The gradients of the conditions where `wanted`, in the order of `SHAPES`, each of a sample.
 
     Args:
         x, u: the solution and the cotangent of the conditions, `(B, n + e + k)`.
@@ -184,7 +185,7 @@ def outer_products(
     """
     n, e, k, m = sizes
     out: list[Tensor | None] = [
-        room(len(x), *shape) if want else None
+        x.new_empty(len(x), *shape) if want else None
         for shape, want in zip(shapes_of(n, m, e).values(), wanted, strict=True)
     ]
     if any(wanted):
@@ -259,23 +260,21 @@ class Factors(Operator):
             parts = [self._apply(part, transpose) for part in v]
             fields = ("value", "status", "steps", "residual")
             return Solution(*(torch.stack([getattr(p, f) for p in parts]) for f in fields))
-        steps = torch.zeros(v.shape[:1], dtype=torch.int64, device="cpu")
-        if not bool(v.any()):
-            return Solution(v, steps, steps, v.new_zeros(v.shape[:1]))
         assert core is not None
         # Saved and read back by a hook, the tape may lie anywhere.
         tape = self.tape if self.tape.data_ptr() % 64 == 0 else self.tape.clone()
         v = v.contiguous().resolve_neg()
         x, error = torch.empty_like(v), v.new_empty(v.shape[0])
-        core.apply_inverse(
+        worst = core.apply_inverse(
             *self.layout, tape.data_ptr(), torch.get_num_threads(), transpose,
             v.data_ptr(), x.data_ptr(), error.data_ptr(),
         )  # fmt: skip
         if self.known is not None:
             x, error = x.where(self.known[:, None], 0.0), error.where(self.known, 0.0)
-        good = error <= STUCK
-        if bool(good.all()):
+        steps = torch.zeros(v.shape[:1], dtype=torch.int64, device=CPU)
+        if worst <= STUCK:
             return Solution(x, steps, steps, error)
+        good = error <= STUCK
         stuck = (~good & error.isfinite()).nonzero().flatten()  # nothing helps where there is NaN
         if len(stuck):
             x[stuck], error[stuck] = self.rescue(stuck, v[stuck], transpose)
