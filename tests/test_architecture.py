@@ -19,9 +19,10 @@ ARROWS = {
     "qp": {
         "_native", "implicit", "nodes", "operators", "iterate", "linear", "solution", "tree",
     },
-    "nn": {"qp"},
+    "fixed_point": {"implicit", "iterate", "linear", "operators", "solution"},
+    "nn": {"fixed_point", "qp", "solution", "tree"},
     "doctor": {"_native", "qp"},
-    "__init__": {"doctor", "nn", "qp", "implicit", "solution"},
+    "__init__": {"doctor", "fixed_point", "nn", "qp", "implicit", "solution"},
 }  # fmt: skip
 # inside diffopt/qp, lowest first: a file may import those before it
 QP_ORDER = [

@@ -1,0 +1,96 @@
+"""States of any shape as one matrix: a tensor `(B, ...)`, or a tuple of them, as `(B, n)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class Form(NamedTuple):
+    """What a state looks like.
+
+    Attributes:
+        shapes: of a sample, part by part.
+        single: whether it is a tensor and not a tuple.
+    """
+
+    shapes: tuple[torch.Size, ...]
+    single: bool
+
+    def pack(self, z: State) -> Tensor:
+        """`z` as `(B, n)`."""
+        parts = (z,) if isinstance(z, Tensor) else z
+        flat = [v.flatten(1) for v in parts]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+    def unpack(self, flat: Tensor) -> State:
+        """The inverse of `pack`."""
+        B = flat.shape[0]
+        if len(self.shapes) == 1:
+            z = flat.view(B, *self.shapes[0])
+            return z if self.single else (z,)
+        parts = flat.split([shape.numel() for shape in self.shapes], 1)
+        return tuple(v.reshape(B, *shape) for v, shape in zip(parts, self.shapes, strict=True))
+
+    def flat(self, f: Callable[[State], State]) -> Callable[[Tensor], Tensor]:
+        """f as a map of `(B, n)`, what it returns checked."""
+
+        def on_flat(v: Tensor) -> Tensor:
+            out = f(self.unpack(v))
+            self._check(out, v)
+            return self.pack(out)
+
+        return on_flat
+
+    def _check(self, out: object, v: Tensor) -> None:
+        """That `out` is a state like the one that f was given, `v` flat."""
+        parts = (out,) if self.single else out
+        expected = [(len(v), *shape) for shape in self.shapes]
+        if not isinstance(parts, tuple) or not all(isinstance(p, Tensor) for p in parts):
+            raise ValueError(f"f(z) is {_kind(out)}: expected {self._described(expected)}, as z0")
+        if [tuple(p.shape) for p in parts] != expected:
+            shapes = [tuple(p.shape) for p in parts]
+            raise ValueError(
+                f"f(z) has shape {self._described(shapes)}, but z0 has "
+                f"{self._described(expected)}: f must map a state to one of the same shape"
+            )
+        if any(p.dtype != v.dtype for p in parts):
+            raise ValueError(
+                f"f(z) has dtype {parts[0].dtype}, but z0 has {v.dtype}: bring z0 and the "
+                "parameters of f to one dtype"
+            )
+
+    def _described(self, shapes: list[tuple[int, ...]]) -> str:
+        return str(shapes[0]) if self.single else f"a tuple of {shapes}"
+
+
+def form_of(z0: object) -> Form:
+    """What z0 looks like.
+
+    Raises:
+        ValueError: if it is no tensor `(B, ...)` of real numbers, nor a tuple of such.
+    """
+    parts = (z0,) if isinstance(z0, Tensor) else z0
+    if not isinstance(parts, tuple) or not parts or not all(isinstance(p, Tensor) for p in parts):
+        raise ValueError(f"z0 is {_kind(z0)}: expected a tensor (B, ...) or a tuple of tensors")
+    for p in parts:
+        if p.ndim < 2 or not p.is_floating_point():
+            raise ValueError(
+                f"z0 has shape {tuple(p.shape)} and dtype {p.dtype}: expected floating-point "
+                "(B, ...), the batch first; for one sample use z0.unsqueeze(0)"
+            )
+    if len({(len(p), p.dtype, p.device) for p in parts}) > 1:
+        raise ValueError(
+            f"the parts of z0 have shapes {[tuple(p.shape) for p in parts]}: expected one batch "
+            "size, one dtype and one device"
+        )
+    return Form(tuple(p.shape[1:] for p in parts), isinstance(z0, Tensor))
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
