@@ -34,8 +34,6 @@ class Measure(NamedTuple):
 
 def select(mask: Tensor, new: State, old: State) -> State:
     """Sample by sample, `new` where `mask` `(B,)` holds and `old` elsewhere."""
-    if bool(mask.all()):  # the usual case, and a where is dear
-        return new
 
     def pick(a: Any, b: Any) -> Any:
         if isinstance(a, tuple):
@@ -70,41 +68,52 @@ def iterate(
         `NUMERICAL_FAILURE`.
     """
     now = measure(state)
+    max_steps = max_steps if now.error.numel() else 0
     best, best_error = state, torch.full_like(now.error, torch.inf)
     status = torch.full(now.error.shape, int(Status.ITERATION_LIMIT), device=now.error.device)
-    steps, since = torch.zeros_like(status), torch.zeros_like(status)
+    steps, since = torch.full_like(status, max_steps), torch.zeros_like(status)
     running = torch.ones_like(status, dtype=torch.bool)
-    errors = []
+    everyone, errors = True, []  # everyone is running: a where is dear
     for k in range(max_steps + 1):
-        errors.append(now.error)
+        if history:
+            errors.append(now.error)
         better = running & (now.error < best_error)
-        since = torch.where(better, 0, since + 1)
-        status, running, proved = _judge(now, status, running, since, patience)
-        better = better | proved
-        best, best_error = select(better, state, best), torch.where(better, now.error, best_error)
-        if k == max_steps or not bool(running.any()):
+        if patience is not None:
+            since = torch.where(better, 0, since + 1)
+        ends = running & ~_goes_on(now, since, patience)
+        if ended := bool(ends.any()):  # seldom: most steps only ask
+            ending, proved = _ending(now)
+            status, steps = torch.where(ends, ending, status), torch.where(ends, k, steps)
+            running, better, everyone = running & ~ends, better | (ends & proved), False
+        if bool(better.all()):
+            best, best_error = state, now.error
+        else:
+            best, best_error = select(better, state, best), now.error.where(better, best_error)
+        if k == max_steps or (ended and not bool(running.any())):
             break
-        state = select(running, step(state, now.carry), state)
-        steps = steps + running
+        new = step(state, now.carry)
+        state = new if everyone else select(running, new, state)
         now = measure(state)
     return Solution(best, status, steps, best_error, torch.stack(errors) if history else None)
 
 
-def _judge(
-    now: Measure, status: Tensor, running: Tensor, since: Tensor, patience: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(status, which run on, which end here by a verdict).
+def _goes_on(now: Measure, since: Tensor, patience: int | None) -> Tensor:
+    """Samples that neither converged, broke down, stalled nor got a verdict."""
+    out = (now.error > 1) & (now.error < torch.inf)
+    if patience is not None:
+        out = out & (since < patience)
+    return out if now.verdict is None else out & (now.verdict < 0)
+
+
+def _ending(now: Measure) -> tuple[Tensor, Tensor]:
+    """How samples end that do not go on, and which end by a verdict.
 
     Convergence outranks a verdict, which outranks a stall.
     """
-    ending = torch.full_like(status, -1)
-    if patience is not None:
-        ending = torch.where(since >= patience, int(Status.ITERATION_LIMIT), ending)
-    ending = torch.where(now.error.isfinite(), ending, int(Status.NUMERICAL_FAILURE))
-    proved = torch.zeros_like(running)
+    limit, failure = int(Status.ITERATION_LIMIT), int(Status.NUMERICAL_FAILURE)
+    ending = torch.where(now.error.isfinite(), limit, failure)
+    proved = torch.zeros_like(ending, dtype=torch.bool)
     if now.verdict is not None:
-        proved = running & (now.verdict >= 0) & ~(now.error <= 1)
+        proved = (now.verdict >= 0) & ~(now.error <= 1)
         ending = torch.where(proved, now.verdict, ending)
-    ending = torch.where(now.error <= 1, int(Status.CONVERGED), ending)
-    ends = running & (ending >= 0)
-    return torch.where(ends, ending, status), running & ~ends, proved
+    return torch.where(now.error <= 1, int(Status.CONVERGED), ending), proved

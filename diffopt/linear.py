@@ -74,9 +74,10 @@ def _solve_by_cycles(
 class GMRES:
     """Restarted GMRES (Saad & Schultz 1986; Saad, Iterative Methods, 2nd ed., Alg. 6.9 and 6.11).
 
-    Each cycle builds `restart` Krylov vectors by Gram-Schmidt, done twice, and minimises the
+    Each cycle builds up to `restart` Krylov vectors by Gram-Schmidt, done twice, and minimises the
     residual over them; it is exact after n steps if `restart` >= n. Memory: `restart` vectors.
-    A sample that gains nothing in two cycles ends with `ITERATION_LIMIT`.
+    A sample that gains nothing in two cycles ends with `ITERATION_LIMIT`. `steps` counts whole
+    cycles.
     """
 
     rtol: float = 1e-10
@@ -89,42 +90,69 @@ class GMRES:
     def solve(self, matvec: Matvec, v: Tensor) -> Solution:
         """x with A x = v, `(*B, n)`."""
         width = min(self.restart, v.shape[-1])
+        goal = self.rtol * batched_norm(v.reshape(-1, v.shape[-1]))
 
         def cycle(apply: Matvec, r: Tensor) -> Tensor:
-            return _krylov_correction(apply, r, width)
+            return _krylov_correction(apply, r, width, goal)
 
         return _solve_by_cycles(matvec, v, cycle, self.rtol, self.max_cycles, width)
 
 
-def _krylov_correction(apply: Matvec, r: Tensor, width: int) -> Tensor:
-    """The d in span{r, A r, ..., A^(width-1) r} that minimises |r - A d|, for each sample.
+def _krylov_correction(apply: Matvec, r: Tensor, width: int, goal: Tensor) -> Tensor:
+    """The d in span{r, A r, ..., A^(k-1) r} that minimises |r - A d|, for each sample.
 
-    The basis V is orthonormal, A V = V' H with V' one vector longer. A sample whose space is
-    exhausted (breakdown: the answer is in V already) continues with zero vectors, and the
-    minimum-norm least-squares solution gives these no weight.
+    k is `width`, or where the sample has come to `goal`: what others need beyond is not its own.
+    """
+    V, H, own = _arnoldi(apply, r, width, goal)
+    k = H.shape[-1]
+    rhs = torch.zeros_like(H[..., 0])
+    rhs[:, 0] = batched_norm(r)
+    # In place of a column that is not its own one that the right-hand side does not see.
+    none = torch.eye(k + 1, dtype=H.dtype, device=H.device)[:, 1:]
+    mine = torch.arange(k, device=H.device) < own.unsqueeze(-1)
+    H = torch.where(mine.unsqueeze(-2), H, none)
+    bad = ~H.isfinite().flatten(1).all(-1)  # a NaN must not reach the LAPACK driver
+    y = _least_squares(torch.where(bad[:, None, None], none, H), rhs)
+    d = (V[:, :k].mT @ y.unsqueeze(-1)).squeeze(-1)
+    return torch.where(bad.unsqueeze(-1), torch.nan, d)
+
+
+def _arnoldi(apply: Matvec, r: Tensor, width: int, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(V, H, k): A V_k = V_(k+1) H, the rows of V orthonormal, and which k each sample needs.
+
+    A sample whose space is exhausted (breakdown: the answer is in V already) goes on with zeros.
     """
     beta = batched_norm(r)
-    basis = [_normalised(r, beta)]
-    columns = []
-    for _ in range(width):
-        w = apply(basis[-1])
-        scale = batched_norm(w)
-        V = torch.stack(basis, -1)  # (B, n, j)
-        h = torch.zeros_like(V[:, 0])
-        for _ in range(2):  # twice is enough (Kahan-Parlett): orthogonal to rounding
-            c = (V.mT @ w.unsqueeze(-1)).squeeze(-1)
-            w, h = w - (V @ c.unsqueeze(-1)).squeeze(-1), h + c
-        rest = batched_norm(w)
-        rest = torch.where(rest > 1e-14 * scale, rest, 0.0)
-        columns.append(torch.cat([h, rest.unsqueeze(-1)], -1))
-        basis.append(_normalised(w, rest))
-    H = torch.stack([_padded(c, width + 1) for c in columns], -1)  # (B, width + 1, width)
-    rhs = torch.zeros_like(H[..., 0])
-    rhs[:, 0] = beta
-    bad = ~H.isfinite().flatten(1).all(-1)  # a NaN must not reach the LAPACK driver
-    y = _least_norm(torch.where(bad[:, None, None], 0.0, H), rhs)
-    d = (torch.stack(basis[:-1], -1) @ y.unsqueeze(-1)).squeeze(-1)
-    return torch.where(bad.unsqueeze(-1), torch.nan, d)
+    w, k = apply(_normalised(r, beta)), 0
+    V = w.new_empty(*w.shape[:-1], width + 1, w.shape[-1])
+    H = w.new_zeros(*w.shape[:-1], width + 1, width)
+    V[:, 0] = _normalised(r, beta)
+    # u'H = 0 for u = (1, ...): what is left of r is beta over |u|, the part of beta e_0 along u.
+    u = torch.ones_like(V[:, :1, 0])
+    own = torch.full(beta.shape, width, device=beta.device)
+    while True:
+        w, rest = _orthogonalised(w, V[:, : k + 1], H[:, :, k])
+        V[:, k + 1] = _normalised(w, rest)
+        last = torch.where(rest > 0, -(u * H[:, : k + 1, k]).sum(-1) / rest, torch.inf)
+        u, k = torch.cat([u, last.unsqueeze(-1)], -1), k + 1
+        done = ~(beta > goal * batched_norm(u))
+        own = torch.minimum(own, torch.where(done, k, width))
+        if k == width or bool(done.all()):
+            return V, H[:, : k + 1, :k], own
+        w = apply(V[:, k])
+
+
+def _orthogonalised(w: Tensor, V: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """(w without its part in the rows of V, its length); the coefficients go into `column`."""
+    k, scale = V.shape[1], batched_norm(w)
+    for _ in range(2):  # twice is enough (Kahan-Parlett): orthogonal to rounding
+        c = V @ w.unsqueeze(-1)
+        w = w - (V.mT @ c).squeeze(-1)
+        column[:, :k] += c.squeeze(-1)
+    rest = batched_norm(w)
+    rest = torch.where(rest > 1e-14 * scale, rest, 0.0)
+    column[:, k] = rest
+    return w, rest
 
 
 def _normalised(w: Tensor, length: Tensor) -> Tensor:
@@ -132,8 +160,14 @@ def _normalised(w: Tensor, length: Tensor) -> Tensor:
     return torch.where(length == 0, 0.0, w / length)
 
 
-def _padded(column: Tensor, length: int) -> Tensor:
-    return torch.nn.functional.pad(column, (0, length - column.shape[-1]))
+def _least_squares(H: Tensor, rhs: Tensor) -> Tensor:
+    """Least-squares solution, by QR where the columns are independent in every sample."""
+    Q, R = torch.linalg.qr(H)
+    diagonal = R.diagonal(dim1=-2, dim2=-1).abs()
+    if bool((diagonal > 1e-10 * diagonal.amax(-1, keepdim=True)).all()):
+        c = Q.mT @ rhs.unsqueeze(-1)
+        return torch.linalg.solve_triangular(R, c, upper=True).squeeze(-1)
+    return _least_norm(H, rhs)
 
 
 def _least_norm(H: Tensor, rhs: Tensor) -> Tensor:

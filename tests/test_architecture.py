@@ -19,7 +19,7 @@ ARROWS = {
     "qp": {
         "_native", "implicit", "nodes", "operators", "iterate", "linear", "solution", "tree",
     },
-    "fixed_point": {"implicit", "iterate", "linear", "operators", "solution"},
+    "fixed_point": {"_native", "implicit", "iterate", "linear", "operators", "solution"},
     "nn": {"fixed_point", "qp", "solution", "tree"},
     "doctor": {"_native", "qp"},
     "__init__": {"doctor", "fixed_point", "nn", "qp", "implicit", "solution"},

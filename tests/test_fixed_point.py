@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import jvp, vjp
 
-from diffopt import ConvergenceError, ConvergenceWarning, Status
+from diffopt import ConvergenceError, ConvergenceWarning, Status, _native
 from diffopt.fixed_point import (
     Anderson,
     Broyden,
@@ -15,6 +15,7 @@ from diffopt.fixed_point import (
     Picard,
     Unrolled,
     fixed_point,
+    native,
 )
 from diffopt.linear import GMRES, Neumann
 from diffopt.linear import Anderson as LinearAnderson
@@ -40,6 +41,15 @@ EXACT = {
 REDUCED = {"neumann": Neumann(3), "identity": Identity(), "handover": Handover()}
 
 
+@pytest.fixture(params=["native", "torch"])
+def engine(request, monkeypatch):
+    """Histories by the compiled core, or by torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "core", None)
+    elif _native.core is None:
+        pytest.skip(f"no compiled core: {_native.reason}")
+
+
 @pytest.fixture
 def layer():
     """(W, x, f): z = tanh(W z + x), a contraction; five samples of four unknowns."""
@@ -59,6 +69,7 @@ def solver_for(operator):
     return Broyden(**TIGHT) if isinstance(operator, Handover) else Anderson(**TIGHT)
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("name", SOLVERS)
 class TestSolvers:
     def test_the_answer_is_a_fixed_point(self, name, layer):
@@ -125,6 +136,32 @@ class TestSolvers:
         sol = at(layer, solver=kind(**TIGHT, history=True))
         assert sol.history.shape == (int(sol.steps.max()) + 1, 5)
         torch.testing.assert_close(sol.history.min(0).values, sol.residual)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("kind", [Anderson, Broyden])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (130, 64), (5, 1031)])
+def test_both_histories_take_the_same_steps(kind, dtype, tolerance, shape, monkeypatch):
+    if _native.core is None:
+        pytest.skip(f"no compiled core: {_native.reason}")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator, dtype=dtype)
+    W = torch.randn(shape[1], shape[1], generator=generator, dtype=dtype)
+    W = 0.9 * W / torch.linalg.matrix_norm(W, 2)
+    solver = kind(rtol=1e-20, atol=1e-20, max_steps=9, memory=4)
+
+    def solve():
+        f = lambda z: torch.tanh(z @ W.T + x)  # noqa: E731
+        return fixed_point(f, torch.zeros_like(x), solver=solver, on_failure="ignore").z
+
+    mine = solve()
+    monkeypatch.setattr(native, "core", None)
+    assert (mine - solve()).abs().max() < tolerance
+
+
+def test_an_empty_batch_has_nothing_to_solve():
+    sol = fixed_point(torch.cos, torch.zeros(0, 3))
+    assert sol.z.shape == (0, 3) and sol.steps.shape == (0,)
 
 
 def test_anderson_and_newton_find_what_picard_cannot():

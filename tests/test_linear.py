@@ -87,6 +87,36 @@ def test_gmres_of_full_memory_is_exact_in_one_cycle(generator):
     torch.testing.assert_close(out.value, x, rtol=1e-8, atol=1e-8)
 
 
+def test_gmres_applies_the_matrix_as_often_as_it_has_to():
+    """Of identity plus rank one two Krylov vectors hold the answer, whatever n and `restart`."""
+    generator = torch.Generator().manual_seed(3)
+    u, v = torch.randn(2, 4, 50, generator=generator, dtype=torch.float64)
+    count = 0
+
+    def matvec(x):
+        nonlocal count
+        count += 1
+        return x + 0.1 * u * (v * x).sum(-1, keepdim=True)
+
+    x = torch.randn(4, 50, generator=generator, dtype=torch.float64)
+    sol = GMRES(rtol=1e-12).solve(matvec, matvec(x))
+    torch.testing.assert_close(sol.value, x, rtol=1e-10, atol=1e-10)
+    assert count <= 1 + 2 + 2  # the right-hand side, the space, and the residual before and after
+
+
+def test_a_sample_of_gmres_does_not_gain_from_slower_ones():
+    """Its own Krylov space ends where it has come to the tolerance."""
+    generator = torch.Generator().manual_seed(4)
+    easy = torch.eye(20, dtype=torch.float64) * 2
+    hard = torch.randn(20, 20, generator=generator, dtype=torch.float64) + 8 * easy
+    v = torch.randn(2, 20, generator=generator, dtype=torch.float64)
+    both = torch.stack([easy + 1e-3 * hard, hard])
+    method = GMRES(rtol=1e-4)
+    sol = method.solve(lambda x: (both @ x.unsqueeze(-1)).squeeze(-1), v)
+    alone = method.solve(lambda x: x @ both[0].T, v[:1])
+    torch.testing.assert_close(sol.value[:1], alone.value, rtol=1e-12, atol=1e-13)
+
+
 def test_neumann_that_diverges_is_reported():
     out = Neumann(2000).solve(lambda x: 5 * x, torch.ones(1, 2, dtype=torch.float64))
     assert out.status.item() == Status.NUMERICAL_FAILURE

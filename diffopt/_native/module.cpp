@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "gradients.hpp"
+#include "history.hpp"
 
 #ifndef DIFFOPT_MODULE
 #define DIFFOPT_MODULE base
@@ -72,6 +73,29 @@ static void run(const Batch& batch, const Settings& settings, Plan chosen, F f) 
     });
 }
 
+template <class X>
+static void anderson_step(std::array<long, 5> sizes, double damping, double ridge, int threads,
+                          std::array<Address, 8> to) {
+    auto [size, n, memory, slot, count] = sizes;
+    AndersonStep<X> step{n,         (int)memory, (int)slot,      (int)count, damping,
+                         ridge,     (X*)to[0],   (X*)to[1],      (X*)to[2],  (X*)to[3],
+                         (X*)to[4], (X*)to[5],   (double*)to[6], (X*)to[7]};
+    interruptible([&](Interrupt& interrupt) {
+        step_all<double>(step, size, n * (2 * count + 6), threads, interrupt);
+    });
+}
+
+template <class X>
+static void broyden_step(std::array<long, 4> sizes, bool learn, int threads,
+                         std::array<Address, 4> to) {
+    auto [size, n, memory, count] = sizes;
+    BroydenStep<X> step{n,         (int)memory, (int)count, learn,
+                        (X*)to[0], (X*)to[1],   (X*)to[2],  (X*)to[3]};
+    interruptible([&](Interrupt& interrupt) {
+        step_all<X>(step, size, n * (4 * count + 6), threads, interrupt);
+    });
+}
+
 using Chosen = std::tuple<bool, bool, bool>;
 
 PYBIND11_MODULE(DIFFOPT_MODULE, module) {
@@ -127,4 +151,8 @@ PYBIND11_MODULE(DIFFOPT_MODULE, module) {
                           (const signed char*)active, gradients);
         });
     });
+    module.def("anderson_step_32", anderson_step<float>);
+    module.def("anderson_step_64", anderson_step<double>);
+    module.def("broyden_step_32", broyden_step<float>);
+    module.def("broyden_step_64", broyden_step<double>);
 }

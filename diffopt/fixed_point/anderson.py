@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..solution import Solution, check_positive
+from . import native
 from .loop import Evaluation, Map, Settings, run
 
 
@@ -51,39 +52,41 @@ class Anderson(Settings):
 
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """z with f(z) = z, `(B, n)`."""
-        return run(self, f, z0, _Memory(self).propose)
+        memory = min(self.memory, z0.shape[1])
+        ridge = max(self.regularization, 8 * torch.finfo(z0.dtype).eps)
+        if native.serves(z0):
+            history = native.AndersonHistory(z0, memory, self.damping, ridge)
+            return run(self, f, z0, history.propose)
+        return run(self, f, z0, _History(memory, self.damping, ridge).propose)
 
 
-class _Memory:
+class _History:
     """The last differences of all samples; one that is done goes on unused."""
 
-    def __init__(self, settings: Anderson) -> None:
-        self.settings = settings
+    def __init__(self, memory: int, damping: float, ridge: float) -> None:
+        self.size, self.damping, self.ridge = memory, damping, ridge
         self.last: Evaluation | None = None
         self.count = 0
 
     def _begin(self, at: Evaluation) -> None:
         B, n = at.gap.shape
-        self.size = min(self.settings.memory, n)
-        self.ridge = max(self.settings.regularization, 8 * torch.finfo(at.gap.dtype).eps)
         self.images, self.gaps = (at.gap.new_empty(B, self.size, n) for _ in range(2))
         self.gram = at.gap.new_zeros(B, self.size, self.size)  # of the differences of gaps
         self.pair = at.gap.new_empty(B, 2, n)  # the gap and its last difference
 
     def propose(self, at: Evaluation) -> Tensor:
         """The next point."""
-        damping = self.settings.damping
         if self.last is None:
             self._begin(at)
             self.last = at
-            return at.z + damping * at.gap
+            return at.z + self.damping * at.gap
         self._remember(at, self.last)
         k = min(self.count, self.size)
         weight = self._weights(at, k)
         out = torch.baddbmm(at.image.unsqueeze(1), weight, self.images[:, :k], alpha=-1)
-        if damping < 1:
+        if self.damping < 1:
             left = torch.baddbmm(at.gap.unsqueeze(1), weight, self.gaps[:, :k], alpha=-1)
-            out = out - (1 - damping) * left
+            out = out - (1 - self.damping) * left
         return out.squeeze(1)
 
     def _remember(self, at: Evaluation, last: Evaluation) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..operators import Operator
 from ..solution import OnFailure, Solution, Status, check_positive
+from . import native
 from .loop import Evaluation, Map, Settings, run
 
 
@@ -47,17 +48,20 @@ class Broyden(Settings):
 
     def solve_with_inverse(self, f: Map, z0: Tensor) -> tuple[Solution, BroydenInverse]:
         """z, and what is known of the inverse of I - f' there."""
-        memory = _Memory(self, z0)
-        return run(self, f, z0, memory.propose), memory.inverse()
+        kind = native.BroydenHistory if native.serves(z0) else _History
+        history = kind(z0, self.memory)
+        out = run(self, f, z0, history.propose)
+        k = history.count
+        return out, BroydenInverse(history.U[:, :k], history.V[:, :k])
 
 
-class _Memory:
+class _History:
     """U and V of all samples, `(B, memory, n)`; a sample that is done goes on unused."""
 
-    def __init__(self, settings: Broyden, z0: Tensor) -> None:
+    def __init__(self, z0: Tensor, memory: int) -> None:
         B, n = z0.shape
-        self.U, self.V = (z0.new_zeros(B, settings.memory, n) for _ in range(2))
-        self.size, self.count = settings.memory, 0
+        self.U, self.V = (z0.new_zeros(B, memory, n) for _ in range(2))
+        self.size, self.count = memory, 0
         self.last_step: Tensor | None = None
 
     def propose(self, at: Evaluation) -> Tensor:
@@ -90,10 +94,6 @@ class _Memory:
         self.U[:, self.count], self.V[:, self.count] = u, v
         self.count += 1
         return Bg + u * (v * g).sum(-1, keepdim=True)
-
-    def inverse(self) -> BroydenInverse:
-        """Of I - f' = -g'."""
-        return BroydenInverse(self.U[:, : self.count], self.V[:, : self.count])
 
 
 @dataclass(frozen=True)
