@@ -159,6 +159,25 @@ def test_both_histories_take_the_same_steps(kind, dtype, tolerance, shape, monke
     assert (mine - solve()).abs().max() < tolerance
 
 
+def test_under_autocast_f_is_in_half_precision_and_the_state_is_not():
+    layer = torch.nn.Linear(4, 4)
+    torch.nn.init.orthogonal_(layer.weight, gain=0.3)
+    seen = []
+
+    def f(z):
+        out = layer(z)
+        seen.append(out.dtype)
+        return out
+
+    with torch.autocast("cpu", torch.bfloat16):
+        sol = fixed_point(f, torch.zeros(2, 4), solver=Anderson(rtol=1e-2))
+    assert set(seen) == {torch.bfloat16} and sol.z.dtype == torch.float32
+    sol.z.sum().backward()
+    exact = torch.linalg.solve(torch.eye(4) - layer.weight, layer.bias)
+    assert (sol.z - exact).norm() < 0.05 * exact.norm() * 2**0.5
+    assert layer.weight.grad.norm() > 0
+
+
 def test_an_empty_batch_has_nothing_to_solve():
     sol = fixed_point(torch.cos, torch.zeros(0, 3))
     assert sol.z.shape == (0, 3) and sol.steps.shape == (0,)
@@ -322,7 +341,8 @@ def test_no_graph_where_none_is_wanted(layer):
 WRONG = {
     "z0 is a list": ("z0 is a list", [torch.zeros(2, 2)], torch.cos, {}),
     "no batch": ("unsqueeze", torch.zeros(3), torch.cos, {}),
-    "integers": ("floating", torch.zeros(2, 2, dtype=torch.int64), torch.cos, {}),
+    "half": ("autocast", torch.zeros(2, 2, dtype=torch.bfloat16), torch.cos, {}),
+    "integers": ("float32 or float64", torch.zeros(2, 2, dtype=torch.int64), torch.cos, {}),
     "two batches": ("one batch", (torch.zeros(2, 2), torch.zeros(3, 2)), lambda z: z, {}),
     "shape": ("same shape", torch.zeros(2, 3), lambda z: z[:, :2], {}),
     "dtype": ("one dtype", torch.zeros(2, 3), lambda z: z.double(), {}),

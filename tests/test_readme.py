@@ -10,13 +10,11 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
 
-def quick_start():
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    return code
+QUICK_START, FIXED_POINTS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_quick_start_runs_and_is_right(capsys):
-    code = quick_start()
+    code = QUICK_START
     lines = [line for line in code.splitlines() if line.strip() and not line.startswith("#")]
     assert len(lines) <= 10
     torch.manual_seed(0)
@@ -26,6 +24,14 @@ def test_quick_start_runs_and_is_right(capsys):
     assert (z >= 0).all() and z.sum(-1).detach().numpy() == pytest.approx(1.0)
     assert p.grad.isfinite().all() and p.grad.abs().sum() > 0
     assert "CONVERGED       32" in capsys.readouterr().out
+
+
+def test_the_fixed_point_is_one_and_is_learned(capsys):
+    torch.manual_seed(0)
+    names = {"__name__": "readme"}
+    exec(compile(FIXED_POINTS, "README.md", "exec"), names)
+    assert "0, 0, 0" in capsys.readouterr().out
+    assert all(p.grad.abs().sum() > 0 for p in names["layer"].parameters())
 
 
 def test_files_that_the_readme_names_exist():

@@ -43,7 +43,7 @@ class Form(NamedTuple):
         def on_flat(v: Tensor) -> Tensor:
             out = f(self.unpack(v))
             self._check(out, v)
-            return self.pack(out)
+            return self.pack(out).to(v.dtype)
 
         return on_flat
 
@@ -59,7 +59,8 @@ class Form(NamedTuple):
                 f"f(z) has shape {self._described(shapes)}, but z0 has "
                 f"{self._described(expected)}: f must map a state to one of the same shape"
             )
-        if any(p.dtype != v.dtype for p in parts):
+        # Under autocast f works in half precision, and the state is kept in its own.
+        if any(p.dtype != v.dtype for p in parts) and not torch.is_autocast_enabled(v.device.type):
             raise ValueError(
                 f"f(z) has dtype {parts[0].dtype}, but z0 has {v.dtype}: bring z0 and the "
                 "parameters of f to one dtype"
@@ -79,10 +80,11 @@ def form_of(z0: object) -> Form:
     if not isinstance(parts, tuple) or not parts or not all(isinstance(p, Tensor) for p in parts):
         raise ValueError(f"z0 is {_kind(z0)}: expected a tensor (B, ...) or a tuple of tensors")
     for p in parts:
-        if p.ndim < 2 or not p.is_floating_point():
+        if p.ndim < 2 or p.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"z0 has shape {tuple(p.shape)} and dtype {p.dtype}: expected floating-point "
-                "(B, ...), the batch first; for one sample use z0.unsqueeze(0)"
+                f"z0 has shape {tuple(p.shape)} and dtype {p.dtype}: expected (B, ...), the batch "
+                "first (for one sample z0.unsqueeze(0)), in float32 or float64 (for half "
+                "precision inside f use torch.autocast)"
             )
     if len({(len(p), p.dtype, p.device) for p in parts}) > 1:
         raise ValueError(
