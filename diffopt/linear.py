@@ -2,7 +2,8 @@
 
 Each method is a frozen dataclass with ``solve(matvec, v) -> Solution``. Every sample `(*B)` of `v`
 `(*B, n)` has its own Krylov space, stopping test and status; the residual reported is the true
-one, |A x - v| / |v|, never an estimate. A matvec must act on each sample by itself.
+one, |A x - v| / |v|, never an estimate. A matvec must act on each sample by itself. A
+tolerance below what rounding in the dtype lets a solve reach is taken as that (`reachable`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ class LinearMethod(Protocol):
     """Anything that solves A x = v given x -> A x."""
 
     def solve(self, matvec: Matvec, v: Tensor) -> Solution: ...
+
+
+def reachable(rtol: float, dtype: torch.dtype) -> float:
+    """`rtol`, or what rounding lets a linear solve in `dtype` reach: 1e-5 in float32."""
+    return max(rtol, 100 * torch.finfo(dtype).eps)
 
 
 def batched_norm(v: Tensor) -> Tensor:
@@ -90,12 +96,13 @@ class GMRES:
     def solve(self, matvec: Matvec, v: Tensor) -> Solution:
         """x with A x = v, `(*B, n)`."""
         width = min(self.restart, v.shape[-1])
-        goal = self.rtol * batched_norm(v.reshape(-1, v.shape[-1]))
+        rtol = reachable(self.rtol, v.dtype)
+        goal = rtol * batched_norm(v.reshape(-1, v.shape[-1]))
 
         def cycle(apply: Matvec, r: Tensor) -> Tensor:
             return _krylov_correction(apply, r, width, goal)
 
-        return _solve_by_cycles(matvec, v, cycle, self.rtol, self.max_cycles, width)
+        return _solve_by_cycles(matvec, v, cycle, rtol, self.max_cycles, width)
 
 
 def _krylov_correction(apply: Matvec, r: Tensor, width: int, goal: Tensor) -> Tensor:
@@ -202,7 +209,8 @@ class Anderson:
             return _anderson_sweep(apply, r, self.memory)
 
         cycles = max(1, self.max_steps // self.memory)
-        return _solve_by_cycles(matvec, v, cycle, self.rtol, cycles, self.memory)
+        rtol = reachable(self.rtol, v.dtype)
+        return _solve_by_cycles(matvec, v, cycle, rtol, cycles, self.memory)
 
 
 def _anderson_sweep(apply: Matvec, r: Tensor, memory: int) -> Tensor:

@@ -87,6 +87,14 @@ def test_gmres_of_full_memory_is_exact_in_one_cycle(generator):
     torch.testing.assert_close(out.value, x, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("method", [GMRES(), Anderson()])
+def test_float32_ends_at_its_rounding_errors(method, generator):
+    M = torch.randn(3, 30, 30, generator=generator) / 20
+    v = torch.randn(3, 30, generator=generator)
+    sol = method.solve(lambda x: x - (M @ x.unsqueeze(-1)).squeeze(-1), v)
+    assert (sol.status == 0).all() and (sol.residual < 2e-5).all()
+
+
 def test_gmres_applies_the_matrix_as_often_as_it_has_to():
     """Of identity plus rank one two Krylov vectors hold the answer, whatever n and `restart`."""
     generator = torch.Generator().manual_seed(3)
