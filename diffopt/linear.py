@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ._native import kernel
 from .iterate import Measure, iterate
 from .solution import Solution, Status, check_positive
 
@@ -138,8 +139,7 @@ def _arnoldi(apply: Matvec, r: Tensor, width: int, goal: Tensor) -> tuple[Tensor
     u = torch.ones_like(V[:, :1, 0])
     own = torch.full(beta.shape, width, device=beta.device)
     while True:
-        w, rest = _orthogonalised(w, V[:, : k + 1], H[:, :, k])
-        V[:, k + 1] = _normalised(w, rest)
+        rest = _extend(V, H, k, w)
         last = torch.where(rest > 0, -(u * H[:, : k + 1, k]).sum(-1) / rest, torch.inf)
         u, k = torch.cat([u, last.unsqueeze(-1)], -1), k + 1
         done = ~(beta > goal * batched_norm(u))
@@ -149,17 +149,22 @@ def _arnoldi(apply: Matvec, r: Tensor, width: int, goal: Tensor) -> tuple[Tensor
         w = apply(V[:, k])
 
 
-def _orthogonalised(w: Tensor, V: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """(w without its part in the rows of V, its length); the coefficients go into `column`."""
-    k, scale = V.shape[1], batched_norm(w)
+def _extend(V: Tensor, H: Tensor, k: int, w: Tensor) -> Tensor:
+    """Write row k + 1 of V and column k of H for w = A V_k, and return what w adds, its length."""
+    if (step := kernel("arnoldi_step", w)) is not None:
+        w, rest = w.contiguous(), w.new_empty(len(w))
+        sizes = len(w), w.shape[1], V.shape[1], k + 1
+        step(sizes, torch.get_num_threads(), [x.data_ptr() for x in (w, V, H, rest)])
+        return rest
+    basis, scale = V[:, : k + 1], batched_norm(w)
     for _ in range(2):  # twice is enough (Kahan-Parlett): orthogonal to rounding
-        c = V @ w.unsqueeze(-1)
-        w = w - (V.mT @ c).squeeze(-1)
-        column[:, :k] += c.squeeze(-1)
+        c = basis @ w.unsqueeze(-1)
+        w = w - (basis.mT @ c).squeeze(-1)
+        H[:, : k + 1, k] += c.squeeze(-1)
     rest = batched_norm(w)
     rest = torch.where(rest > 1e-14 * scale, rest, 0.0)
-    column[:, k] = rest
-    return w, rest
+    H[:, k + 1, k], V[:, k + 1] = rest, _normalised(w, rest)
+    return rest
 
 
 def _normalised(w: Tensor, length: Tensor) -> Tensor:

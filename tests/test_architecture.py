@@ -11,7 +11,7 @@ ARROWS = {
     "solution": set(),
     "tree": set(),
     "iterate": {"solution"},
-    "linear": {"iterate", "solution"},
+    "linear": {"_native", "iterate", "solution"},
     "operators": {"linear", "solution", "tree"},
     "nodes": {"operators", "solution"},
     "implicit": {"nodes", "operators"},

@@ -15,7 +15,6 @@ from diffopt.fixed_point import (
     Picard,
     Unrolled,
     fixed_point,
-    native,
 )
 from diffopt.linear import GMRES, Neumann
 from diffopt.linear import Anderson as LinearAnderson
@@ -41,15 +40,6 @@ EXACT = {
 REDUCED = {"neumann": Neumann(3), "identity": Identity(), "handover": Handover()}
 
 
-@pytest.fixture(params=["native", "torch"])
-def engine(request, monkeypatch):
-    """Histories by the compiled core, or by torch."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "core", None)
-    elif _native.core is None:
-        pytest.skip(f"no compiled core: {_native.reason}")
-
-
 @pytest.fixture
 def layer():
     """(W, x, f): z = tanh(W z + x), a contraction; five samples of four unknowns."""
@@ -69,7 +59,7 @@ def solver_for(operator):
     return Broyden(**TIGHT) if isinstance(operator, Handover) else Anderson(**TIGHT)
 
 
-@pytest.mark.usefixtures("engine")
+@pytest.mark.usefixtures("core")
 @pytest.mark.parametrize("name", SOLVERS)
 class TestSolvers:
     def test_the_answer_is_a_fixed_point(self, name, layer):
@@ -155,7 +145,7 @@ def test_both_histories_take_the_same_steps(kind, dtype, tolerance, shape, monke
         return fixed_point(f, torch.zeros_like(x), solver=solver, on_failure="ignore").z
 
     mine = solve()
-    monkeypatch.setattr(native, "core", None)
+    monkeypatch.setattr(_native, "core", None)
     assert (mine - solve()).abs().max() < tolerance
 
 

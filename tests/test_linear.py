@@ -29,6 +29,7 @@ def apply(A):
     return lambda x: (A @ x.unsqueeze(-1)).squeeze(-1)
 
 
+@pytest.mark.usefixtures("core")
 @pytest.mark.parametrize("name", METHODS)
 class TestMethods:
     def test_solves_to_its_tolerance(self, name, system):

@@ -6,13 +6,27 @@ is optional: it is compiled at installation where a C++ compiler is found, once 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 # what torch calls the processor's vector instructions: the builds that run there, best first
 BUILDS = {"AVX512": ("avx512", "avx2", "base"), "AVX2": ("avx2", "base")}
+
+
+SUFFIX = {torch.float32: "32", torch.float64: "64"}
+
+
+def kernel(name: str, v: Tensor) -> Callable[..., None] | None:
+    """The function `name` of the core for plain tensors like v; None if the core cannot serve."""
+    mapped = torch._C._are_functorch_transforms_active()
+    if core is None or v.device.type != "cpu" or v.dtype not in SUFFIX or mapped:
+        return None
+    found: Callable[..., None] = getattr(core, f"{name}_{SUFFIX[v.dtype]}")
+    return found
 
 
 def _load() -> tuple[ModuleType | None, str]:

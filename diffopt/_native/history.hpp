@@ -163,6 +163,36 @@ struct BroydenStep {
     }
 };
 
+// A step of Arnoldi: w without its part in the k rows of V, made twice, normalised, is the next
+// row; the coefficients are column k - 1 of H, `rows` x (rows - 1), its last entry `rest`.
+template <class X>
+struct ArnoldiStep {
+    long n;
+    int rows, k;
+    const X* w;
+    X *V, *H, *rest;
+
+    void operator()(long s, std::vector<X>&) const {
+        const Vectors<X> v{n};
+        X *basis = V + s * rows * n, *next = basis + k * n;
+        X* column = H + s * rows * (rows - 1) + k - 1;
+        v.copy(next, w + s * n);
+        const double scale = std::sqrt(v.dot(next, next));
+        for (int i = 0; i < k; i++) column[i * (rows - 1)] = 0;
+        for (int pass = 0; pass < 2; pass++)
+            for (int i = 0; i < k; i++) {
+                const double c = v.dot(basis + i * n, next);
+                v.add(next, -c, basis + i * n);
+                column[i * (rows - 1)] += (X)c;
+            }
+        double length = std::sqrt(v.dot(next, next));
+        if (length <= 1e-14 * scale) length = 0.0;
+        column[k * (rows - 1)] = rest[s] = (X)length;
+        const X inverse = length == 0 ? X{} : (X)(1.0 / length);
+        for (long j = 0; j < n; j++) next[j] *= inverse;
+    }
+};
+
 // `step` for every sample, in runs that are worth a thread; `numbers` are those of a sample.
 template <class X, class Step>
 void step_all(const Step& step, long size, long numbers, int threads, Interrupt& interrupt) {

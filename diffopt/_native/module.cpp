@@ -96,6 +96,15 @@ static void broyden_step(std::array<long, 4> sizes, bool learn, int threads,
     });
 }
 
+template <class X>
+static void arnoldi_step(std::array<long, 4> sizes, int threads, std::array<Address, 4> to) {
+    auto [size, n, rows, k] = sizes;
+    ArnoldiStep<X> step{n, (int)rows, (int)k, (X*)to[0], (X*)to[1], (X*)to[2], (X*)to[3]};
+    interruptible([&](Interrupt& interrupt) {
+        step_all<X>(step, size, n * (4 * k + 4), threads, interrupt);
+    });
+}
+
 using Chosen = std::tuple<bool, bool, bool>;
 
 PYBIND11_MODULE(DIFFOPT_MODULE, module) {
@@ -153,6 +162,8 @@ PYBIND11_MODULE(DIFFOPT_MODULE, module) {
     });
     module.def("anderson_step_32", anderson_step<float>);
     module.def("anderson_step_64", anderson_step<double>);
+    module.def("arnoldi_step_32", arnoldi_step<float>);
+    module.def("arnoldi_step_64", arnoldi_step<double>);
     module.def("broyden_step_32", broyden_step<float>);
     module.def("broyden_step_64", broyden_step<double>);
 }

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._native import kernel
 from ..solution import Solution, check_positive
-from . import native
 from .loop import Evaluation, Map, Settings, run
+from .native import AndersonHistory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,8 @@ class Anderson(Settings):
         """z with f(z) = z, `(B, n)`."""
         memory = min(self.memory, z0.shape[1])
         ridge = max(self.regularization, 8 * torch.finfo(z0.dtype).eps)
-        if native.serves(z0):
-            history = native.AndersonHistory(z0, memory, self.damping, ridge)
+        if (step := kernel("anderson_step", z0)) is not None:
+            history = AndersonHistory(step, z0, memory, self.damping, ridge)
             return run(self, f, z0, history.propose)
         return run(self, f, z0, _History(memory, self.damping, ridge).propose)
 

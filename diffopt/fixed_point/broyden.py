@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._native import kernel
 from ..operators import Operator
 from ..solution import OnFailure, Solution, Status, check_positive
-from . import native
 from .loop import Evaluation, Map, Settings, run
+from .native import BroydenHistory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,8 @@ class Broyden(Settings):
 
     def solve_with_inverse(self, f: Map, z0: Tensor) -> tuple[Solution, BroydenInverse]:
         """z, and what is known of the inverse of I - f' there."""
-        kind = native.BroydenHistory if native.serves(z0) else _History
-        history = kind(z0, self.memory)
+        step, memory = kernel("broyden_step", z0), self.memory
+        history = _History(z0, memory) if step is None else BroydenHistory(step, z0, memory)
         out = run(self, f, z0, history.propose)
         k = history.count
         return out, BroydenInverse(history.U[:, :k], history.V[:, :k])

@@ -5,32 +5,27 @@ The mathematics is that of `anderson` and `broyden`, in C++ (`diffopt/_native/hi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .._native import core
 from .loop import Evaluation
-
-SUFFIX = {torch.float32: "32", torch.float64: "64"}
-
-
-def serves(z0: Tensor) -> bool:
-    """Whether the core can keep the history of states like z0."""
-    mapped = torch._C._are_functorch_transforms_active()
-    return core is not None and z0.device.type == "cpu" and z0.dtype in SUFFIX and not mapped
 
 
 class AndersonHistory:
     """The last differences of all samples; one that is done goes on unused."""
 
-    def __init__(self, z0: Tensor, memory: int, damping: float, ridge: float) -> None:
+    def __init__(
+        self, step: Callable[..., None], z0: Tensor, memory: int, damping: float, ridge: float
+    ) -> None:
         B, n = z0.shape
+        self.step = step
         self.memory, self.damping, self.ridge = memory, damping, ridge
         self.images, self.gaps = (z0.new_empty(B, memory, n) for _ in range(2))
         self.gram = torch.zeros(B, memory, memory, dtype=torch.float64, device="cpu")
         self.last: list[Tensor] = []
         self.count = 0
-        self.step = getattr(core, f"anderson_step_{SUFFIX[z0.dtype]}")
 
     def propose(self, at: Evaluation) -> Tensor:
         """The next point."""
@@ -51,12 +46,12 @@ class AndersonHistory:
 class BroydenHistory:
     """U and V of all samples, `(B, memory, n)`; a sample that is done goes on unused."""
 
-    def __init__(self, z0: Tensor, memory: int) -> None:
+    def __init__(self, step: Callable[..., None], z0: Tensor, memory: int) -> None:
         B, n = z0.shape
+        self.step = step
         self.U, self.V = (z0.new_empty(B, memory, n) for _ in range(2))
         self.last_step = torch.empty_like(z0, memory_format=torch.contiguous_format)
         self.size, self.count, self.begun = memory, 0, False
-        self.step = getattr(core, f"broyden_step_{SUFFIX[z0.dtype]}")
 
     def propose(self, at: Evaluation) -> Tensor:
         """The next point, z - B g."""
