@@ -1,5 +1,6 @@
 """Layers whose output is defined by a condition, differentiated through that condition."""
 
+from . import projections
 from .doctor import doctor
 from .fixed_point import (
     Anderson,
@@ -54,6 +55,7 @@ __all__ = [
     "fixed_point",
     "implicit_root",
     "jacobian_penalty",
+    "projections",
     "solve_qp",
     "spectral_radius",
     "stack_qps",

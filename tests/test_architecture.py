@@ -20,9 +20,10 @@ ARROWS = {
         "_native", "implicit", "nodes", "operators", "iterate", "linear", "solution", "tree",
     },
     "fixed_point": {"_native", "implicit", "iterate", "linear", "operators", "solution"},
+    "projections": {"implicit", "iterate", "operators", "qp", "solution"},
     "nn": {"fixed_point", "qp", "solution", "tree"},
     "doctor": {"_native", "qp"},
-    "__init__": {"doctor", "fixed_point", "nn", "qp", "implicit", "solution"},
+    "__init__": {"doctor", "fixed_point", "nn", "projections", "qp", "implicit", "solution"},
 }  # fmt: skip
 # inside diffopt/qp, lowest first: a file may import those before it
 QP_ORDER = [
@@ -46,7 +47,8 @@ def imports(path):
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            yield node.module or "", node.level, id(node) in inner
+            for module in [node.module] if node.module else [alias.name for alias in node.names]:
+                yield module, node.level, id(node) in inner
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, 0, id(node) in inner
