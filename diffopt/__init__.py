@@ -15,7 +15,18 @@ from .fixed_point import (
     spectral_radius,
 )
 from .implicit import implicit_root
-from .nn import DEQ, QPLayer
+from .nn import DEQ, ProjectedGradient, QPLayer
+from .projected_gradient import (
+    FISTA,
+    L1,
+    ElasticNet,
+    GroupLasso,
+    NonnegativeL1,
+    Projected,
+    ProximalSolution,
+    projected_gradient,
+    proximal_gradient,
+)
 from .qp import (
     LPGD,
     Certificate,
@@ -38,12 +49,20 @@ __all__ = [
     "ConvergenceError",
     "ConvergenceWarning",
     "DEQ",
+    "ElasticNet",
+    "FISTA",
     "FixedPoint",
+    "GroupLasso",
     "Handover",
     "InteriorPoint",
+    "L1",
     "LPGD",
     "NewtonKrylov",
+    "NonnegativeL1",
     "Picard",
+    "Projected",
+    "ProjectedGradient",
+    "ProximalSolution",
     "QPLayer",
     "QPSolution",
     "Residuals",
@@ -55,7 +74,9 @@ __all__ = [
     "fixed_point",
     "implicit_root",
     "jacobian_penalty",
+    "projected_gradient",
     "projections",
+    "proximal_gradient",
     "solve_qp",
     "spectral_radius",
     "stack_qps",

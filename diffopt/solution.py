@@ -61,7 +61,7 @@ _MESSAGES = {
     "may not exist here (of a QP whose solution is not unique: see proximal and smoothing), or "
     "the problem needs scaling or regularisation",
     Status.INVALID_INPUT: "the data hold NaN, or an infinity where none is allowed, or Q is not "
-    "positive semidefinite",
+    "positive semidefinite, or a projection moves a point that it has projected already",
 }
 
 

@@ -21,9 +21,13 @@ ARROWS = {
     },
     "fixed_point": {"_native", "implicit", "iterate", "linear", "operators", "solution"},
     "projections": {"implicit", "iterate", "operators", "qp", "solution"},
-    "nn": {"fixed_point", "qp", "solution", "tree"},
+    "projected_gradient": {"implicit", "iterate", "linear", "nodes", "operators", "solution"},
+    "nn": {"fixed_point", "projected_gradient", "qp", "solution", "tree"},
     "doctor": {"_native", "qp"},
-    "__init__": {"doctor", "fixed_point", "nn", "projections", "qp", "implicit", "solution"},
+    "__init__": {
+        "doctor", "fixed_point", "implicit", "nn", "projected_gradient", "projections", "qp",
+        "solution",
+    },
 }  # fmt: skip
 # inside diffopt/qp, lowest first: a file may import those before it
 QP_ORDER = [

@@ -1,6 +1,7 @@
 """Modules: each holds parameters and makes one call of a function of the package."""
 
 from .deq import DEQ
+from .projected_gradient import ProjectedGradient
 from .qp import QPLayer
 
-__all__ = ["DEQ", "QPLayer"]
+__all__ = ["DEQ", "ProjectedGradient", "QPLayer"]
