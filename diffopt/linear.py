@@ -20,6 +20,7 @@ from .iterate import Measure, iterate
 from .solution import Solution, Status, check_positive
 
 Matvec = Callable[[Tensor], Tensor]
+CLOSE = 10.0  # times the tolerance: near enough to be used where a sample stalls
 
 
 class LinearMethod(Protocol):
@@ -34,7 +35,7 @@ def reachable(rtol: float, dtype: torch.dtype) -> float:
 
 
 def batched_norm(v: Tensor) -> Tensor:
-    """Euclidean norm of each sample, `(*B, n)` to `(*B)`, without overflow for huge entries."""
+    """Euclidean norm of each sample, `(*B, n)` to `(*B)`."""
     return torch.linalg.vector_norm(v, dim=-1)
 
 
@@ -68,10 +69,12 @@ def _solve_by_cycles(
         return _Guess(state.x + cycle(apply, r))
 
     out = iterate(measure, step, _Guess(torch.zeros_like(flat)), max_steps=max_cycles, patience=2)
+    close = (out.status == int(Status.ITERATION_LIMIT)) & (out.residual <= CLOSE)
+    status = torch.where(close, int(Status.REDUCED_ACCURACY), out.status)
     batch = v.shape[:-1]
     return Solution(
         out.value.x.reshape(v.shape),
-        out.status.reshape(batch),
+        status.reshape(batch),
         (out.steps * steps_per_cycle).reshape(batch),
         (out.residual * rtol).reshape(batch),
     )
@@ -83,8 +86,8 @@ class GMRES:
 
     Each cycle builds up to `restart` Krylov vectors by Gram-Schmidt, done twice, and minimises the
     residual over them; it is exact after n steps if `restart` >= n. Memory: `restart` vectors.
-    A sample that gains nothing in two cycles ends with `ITERATION_LIMIT`. `steps` counts whole
-    cycles.
+    A sample that gains nothing in two cycles ends with `ITERATION_LIMIT`, or, within ten times the
+    tolerance, with `REDUCED_ACCURACY`. `steps` counts whole cycles.
     """
 
     rtol: float = 1e-10

@@ -130,7 +130,7 @@ class TestSolvers:
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("kind", [Anderson, Broyden])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (130, 64), (5, 1031)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (130, 64), (5, 1031), (5000, 64)])
 def test_both_histories_take_the_same_steps(kind, dtype, tolerance, shape, monkeypatch):
     if _native.core is None:
         pytest.skip(f"no compiled core: {_native.reason}")
@@ -166,6 +166,53 @@ def test_under_autocast_f_is_in_half_precision_and_the_state_is_not():
     exact = torch.linalg.solve(torch.eye(4) - layer.weight, layer.bias)
     assert (sol.z - exact).norm() < 0.05 * exact.norm() * 2**0.5
     assert layer.weight.grad.norm() > 0
+
+
+@pytest.mark.usefixtures("core")
+@pytest.mark.parametrize("memory", [4, 30])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (F64, 1e-9)])
+def test_what_is_handed_over_is_a_samples_own(memory, dtype, tolerance):
+    """The second sample is slower, and fills the memory when the first is done."""
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(8, 8, generator=generator, dtype=F64)
+    W = (W / torch.linalg.matrix_norm(W, 2)).to(dtype)
+    a, x0 = torch.tensor([[0.3], [0.95]], dtype=dtype), torch.ones(2, 8, dtype=dtype)
+    grads = []
+    for part in (slice(0, 1), slice(0, 2)):
+        x = x0[part].clone().requires_grad_()
+        sol = fixed_point(
+            lambda z, x=x, part=part: torch.tanh(a[part] * (z @ W.T) + x),
+            torch.zeros_like(x), solver=Broyden(rtol=1e-5, memory=memory), operator=Handover(),
+        )  # fmt: skip
+        grads.append(torch.autograd.grad(sol.z.sum(), x)[0][0])
+    assert sol.steps[1] > sol.steps[0]
+    assert (grads[0] - grads[1]).abs().max() < tolerance
+
+
+def test_unrolling_leaves_the_value_alone():
+    x = torch.ones(1, 2, dtype=F64, requires_grad=True)
+    sol = fixed_point(lambda z: x - 1.5 * z, torch.zeros(1, 2, dtype=F64), operator=Unrolled(100))
+    torch.testing.assert_close(sol.z.detach(), x.detach() / 2.5)
+
+
+def test_zero_is_a_fixed_point_like_any_other():
+    sol = fixed_point(lambda z: z / 2, torch.zeros(2, 2), solver=Anderson(atol=0.0))
+    assert (sol.status == 0).all() and (sol.z == 0).all()
+
+
+def test_newton_steps_back_from_where_f_is_not_defined():
+    """z = z - log z at 1; from 3 the full step is to a negative number."""
+    sol = fixed_point(
+        lambda z: z - z.log(), torch.full((1, 1), 3.0, dtype=F64), solver=NewtonKrylov(**TIGHT)
+    )
+    assert abs(sol.z.item() - 1) < 1e-12
+
+
+def test_the_start_is_left_alone():
+    z0 = torch.ones(2, 2)
+    with torch.no_grad():
+        fixed_point(lambda z: z, z0).z.add_(5)
+    assert (z0 == 1).all()
 
 
 def test_an_empty_batch_has_nothing_to_solve():
@@ -299,7 +346,6 @@ def test_a_sample_that_does_not_converge(on_failure, layer, recwarn):
 def test_near_enough_is_used_and_said(layer):
     sol = at(layer, solver=Picard(rtol=1e-8, atol=0, max_steps=22))
     assert (sol.residual <= 100).all() and (sol.status == Status.REDUCED_ACCURACY).any()
-    assert layer[0].grad is None
     sol.z.sum().backward()
     assert layer[0].grad.abs().min() > 0
 
@@ -342,6 +388,9 @@ WRONG = {
     "operator": ("expected GMRES", torch.zeros(2, 3), torch.cos, {"operator": "exact"}),
     "handover": ("only solver=Broyden", torch.zeros(2, 3), torch.cos, {"operator": Handover()}),
     "order": ("positive integer", torch.zeros(2, 3), torch.cos, {"order": 0}),
+    "in place": ("out-of-place", torch.zeros(2, 3), lambda z: z.mul_(0.5).add_(1), {}),
+    "neumann order": ("biased", torch.zeros(2, 3), torch.cos, {"order": 2, "operator": Neumann(1)}),
+    "unrolled order": ("order", torch.zeros(2, 3), torch.cos, {"order": 0, "operator": Unrolled()}),
     "biased order": (
         "biased", torch.zeros(2, 3), torch.cos, {"order": 2, "operator": Identity()},
     ),
@@ -362,6 +411,7 @@ def test_wrong_use_says_what_is_wrong(name):
         (Picard, {"damping": 0.0}),
         (Picard, {"damping": 1.5}),
         (Anderson, {"memory": 0}),
+        (Anderson, {"memory": 2.5}),
         (Anderson, {"rtol": -1.0}),
         (Anderson, {"rtol": 0.0, "atol": 0.0}),
         (Broyden, {"max_steps": 0}),

@@ -46,9 +46,12 @@ struct Vectors {
         for (; j + 4 * width <= n; j += 4 * width)
             UNROLL for (int q = 0; q < 4; q++) s[q] += f(j + q * width);
         for (; j + width <= n; j += width) s[0] += f(j);
-        double out = 0.0;
         P sum = (s[0] + s[1]) + (s[2] + s[3]);
-        for (int q = 0; q < width; q++) out += sum[q];
+        X part[width];
+        put(part, 0, sum);
+        UNROLL for (long half = width / 2; half > 0; half /= 2)
+            UNROLL for (long q = 0; q < half; q++) part[q] += part[q + half];
+        double out = part[0];
         for (; j < n; j++) out += g(j);
         return out;
     }
@@ -135,7 +138,7 @@ struct BroydenStep {
     int memory, count;
     bool learn;
     const X* gap;
-    X *U, *V, *step;  // step: the last one in, the next one out
+    X *U, *V, *step, *last_gap;  // step: the last one in, the next one out
 
     void operator()(long s, std::vector<X>& room) const {
         const Vectors<X> v{n};
@@ -144,7 +147,9 @@ struct BroydenStep {
         room.resize(2 * n);
         X *Bg = room.data(), *Bs = Bg + n;
         apply(v, u, w, g, Bg);
-        if (learn) {
+        const bool moved = std::memcmp(last_gap + s * n, g, n * sizeof(X)) != 0;
+        v.copy(last_gap + s * n, g);
+        if (learn && moved) {
             apply(v, w, u, d, Bs);
             const double curvature = v.dot(d, Bg) + v.dot(d, d), length = v.dot(d, d);
             const bool known = std::fabs(curvature) > 1e-12 * length && curvature - curvature == 0;
@@ -193,10 +198,11 @@ struct ArnoldiStep {
     }
 };
 
-// `step` for every sample, in runs that are worth a thread; `numbers` are those of a sample.
+// `step` for every sample, in runs that are worth a thread (those of torch may still be spinning);
+// `numbers` are those of a sample.
 template <class X, class Step>
 void step_all(const Step& step, long size, long numbers, int threads, Interrupt& interrupt) {
-    const long run = numbers > (1 << 17) ? 1 : (1 << 17) / (numbers + 1) + 1;
+    const long run = (1 << 21) / (numbers + 1) + 1;
     spread((size + run - 1) / run, threads, interrupt, [&] {
         auto room = std::make_shared<std::vector<X>>();
         return [&, room, run](long i) {

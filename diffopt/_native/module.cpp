@@ -87,10 +87,10 @@ static void anderson_step(std::array<long, 5> sizes, double damping, double ridg
 
 template <class X>
 static void broyden_step(std::array<long, 4> sizes, bool learn, int threads,
-                         std::array<Address, 4> to) {
+                         std::array<Address, 5> to) {
     auto [size, n, memory, count] = sizes;
-    BroydenStep<X> step{n,         (int)memory, (int)count, learn,
-                        (X*)to[0], (X*)to[1],   (X*)to[2],  (X*)to[3]};
+    BroydenStep<X> step{n,         (int)memory, (int)count, learn,    (X*)to[0],
+                        (X*)to[1], (X*)to[2],   (X*)to[3],  (X*)to[4]};
     interruptible([&](Interrupt& interrupt) {
         step_all<X>(step, size, n * (4 * count + 6), threads, interrupt);
     });

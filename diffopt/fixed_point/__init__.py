@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..implicit import implicit_root
-from ..linear import GMRES
+from ..linear import GMRES, Neumann
 from ..operators import Identity
 from ..solution import OnFailure, Solution, check_on_failure, report, succeeded
 from .anderson import Anderson
@@ -20,7 +20,7 @@ from .jacobian import jacobian_penalty, spectral_radius
 from .loop import FixedPointSolver, Map
 from .newton_krylov import NewtonKrylov
 from .picard import Picard
-from .state import State, form_of
+from .state import Form, State, form_of
 
 __all__ = [
     "Anderson", "Broyden", "FixedPoint", "FixedPointSolver", "Handover", "NewtonKrylov", "Picard",
@@ -79,6 +79,10 @@ def fixed_point(
             warning that names the samples), "raise", "nan", "ignore" (as "warn", without the
             warning). One within 100 times the tolerance counts as converged (REDUCED_ACCURACY).
 
+    The backward pass evaluates f again: what f closes over must not have changed since.
+    A sample whose data are NaN gives NaN to the gradient of what f shares among the samples,
+    because f itself multiplies zero by NaN there.
+
     Returns:
         `FixedPoint`.
 
@@ -100,13 +104,15 @@ def fixed_point(
     Source: Bai, Kolter & Koltun, "Deep Equilibrium Models" (NeurIPS 2019), Theorem 1.
     """
     solver = Anderson() if solver is None else solver
-    operator = GMRES() if operator is None else operator
     check_on_failure(on_failure)
-    _check_options(solver, operator, order)
     form = form_of(z0)
+    operator = _default(form) if operator is None else operator
+    _check_options(solver, operator, order)
     flat = form.flat(f)
     with torch.no_grad():
-        found, inverse = _solved(solver, flat, form.pack(z0).detach())
+        start = form.pack(z0).detach().clone()
+        handover = isinstance(operator, Handover)
+        found, inverse = _solved(solver, flat, start, handover)
     report(found.status, found.residual, on_failure, "fixed_point", None)
     z, record = _attached(flat, found, operator, inverse, order, on_failure)
     return FixedPoint(
@@ -114,8 +120,15 @@ def fixed_point(
     )
 
 
-def _solved(solver: FixedPointSolver, f: Map, z0: Tensor) -> tuple[Solution, BroydenInverse | None]:
-    if isinstance(solver, Broyden):
+def _default(form: Form) -> GMRES:
+    """Exact; of products in half precision no more can be had than their rounding errors."""
+    return GMRES(rtol=1e-2) if torch.is_autocast_enabled(form.device.type) else GMRES()
+
+
+def _solved(
+    solver: FixedPointSolver, f: Map, z0: Tensor, handover: bool
+) -> tuple[Solution, BroydenInverse | None]:
+    if handover and isinstance(solver, Broyden):
         return solver.solve_with_inverse(f, z0)
     return solver.solve(f, z0), None
 
@@ -129,13 +142,11 @@ def _attached(
     on_failure: OnFailure,
 ) -> tuple[Tensor, BackwardRecord]:
     """z in the graph of what f closes over, and the record of its backward pass."""
-    good, z = succeeded(found.status).unsqueeze(-1), found.value
+    good, z = succeeded(found.status).unsqueeze(-1), found.value.detach()
     record = BackwardRecord()
     if torch.is_grad_enabled():
         if isinstance(backward, Unrolled):
-            rooted = z
-            for _ in range(backward.steps):
-                rooted = f(rooted)
+            rooted = _still(_steps(f, z, backward.steps)) + z
         else:
             operator, record = operator_at(lambda v: v - f(v), z, backward, inverse, on_failure)
             rooted = implicit_root(_gap(f, order), z, operator, order)
@@ -150,11 +161,18 @@ def _gap(f: Map, order: int) -> Map:
     where it is, within the tolerance that was asked for.
     """
 
-    def residual(v: Tensor) -> Tensor:
-        r = v - f(v)
-        return r - r.detach() if order == 1 else r
+    return lambda v: _still(v - f(v)) if order == 1 else v - f(v)
 
-    return residual
+
+def _steps(f: Map, z: Tensor, count: int) -> Tensor:
+    for _ in range(count):
+        z = f(z)
+    return z
+
+
+def _still(r: Tensor) -> Tensor:
+    """Zero, with the derivative of r; of a sample that is not finite without one."""
+    return (r - r.detach()).nan_to_num(0.0)
 
 
 def _check_options(solver: object, operator: object, order: object) -> None:
@@ -173,9 +191,11 @@ def _check_options(solver: object, operator: object, order: object) -> None:
             f"operator={operator!r}: expected GMRES(), linear.Anderson(), Neumann(k), Identity(), "
             "Handover() or Unrolled(k)"
         )
+    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+        raise ValueError(f"order={order!r}: expected a positive integer (1 for plain gradients)")
     if (
         order != 1
-        and isinstance(operator, Identity | Handover)
+        and isinstance(operator, Identity | Handover | Neumann)
         and not (isinstance(operator, Handover) and operator.refine)
     ):
         raise ValueError(f"order={order!r} with a biased gradient: use operator=GMRES()")

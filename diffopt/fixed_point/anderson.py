@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._native import kernel
 from ..solution import Solution, check_positive
-from .loop import Evaluation, Map, Settings, run
+from .loop import Evaluation, Map, Settings, check_counts, run
 from .native import AndersonHistory
 
 
@@ -47,7 +47,8 @@ class Anderson(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "memory", "damping", "regularization")
+        check_counts(self, "memory")
+        check_positive(self, "damping", "regularization")
         if self.damping > 1:
             raise ValueError(f"Anderson(damping={self.damping!r}): expected a number in (0, 1]")
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..linear import GMRES, LinearMethod
 from ..operators import Identity, MatrixFree, Operator
-from ..solution import OnFailure, Solution, check_positive
+from ..solution import OnFailure, Solution
 from .broyden import BroydenInverse
+from .loop import check_counts
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class Unrolled:
     """Backpropagation through `steps` Picard steps from the fixed point, recorded in the graph.
 
     A reference to compare with: memory and time grow with `steps`, and the gradient is the Neumann
-    series of so many terms; second derivatives as far as the series goes.
+    series of so many terms, which needs a contraction. The value stays the fixed point.
     """
 
     steps: int = 100
 
     def __post_init__(self) -> None:
-        check_positive(self, "steps")
+        check_counts(self, "steps")
 
 
 Backward = LinearMethod | Identity | Handover | Unrolled

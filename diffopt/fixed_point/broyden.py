@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .._native import kernel
 from ..operators import Operator
-from ..solution import OnFailure, Solution, Status, check_positive
-from .loop import Evaluation, Map, Settings, run
-from .native import BroydenHistory
+from ..solution import OnFailure, Solution, Status
+from .loop import Evaluation, Map, Settings, check_counts, run
+from .native import BroydenHistory, begin_anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class Broyden(Settings):
     """Limited-memory Broyden, with a memory of its own for every sample.
 
     Attributes:
-        memory: number of updates that are kept, 2 `memory` vectors; when it is full, the method
-            begins anew from the point that it has reached.
+        memory: number of updates that are kept, 2 `memory` vectors; when it is full, the samples
+            that still move begin anew from the point that they have reached.
 
     Example:
         >>> f = lambda z: torch.cos(z)
@@ -41,36 +41,49 @@ class Broyden(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "memory")
+        check_counts(self, "memory")
 
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """z with f(z) = z, `(B, n)`."""
-        return self.solve_with_inverse(f, z0)[0]
+        return run(self, f, z0, self._history(z0).propose)
 
     def solve_with_inverse(self, f: Map, z0: Tensor) -> tuple[Solution, BroydenInverse]:
         """z, and what is known of the inverse of I - f' there."""
-        step, memory = kernel("broyden_step", z0), self.memory
-        history = _History(z0, memory) if step is None else BroydenHistory(step, z0, memory)
-        out = run(self, f, z0, history.propose)
-        k = history.count
-        return out, BroydenInverse(history.U[:, :k], history.V[:, :k])
+        history, seen = self._history(z0), [z0, z0]
+
+        def watched(z: Tensor) -> Tensor:
+            seen[:] = z, f(z)
+            return seen[1]
+
+        out = run(self, watched, z0, history.propose)
+        z, image = seen
+        history.propose(Evaluation(z, image, image - z))  # to learn from the last step
+        return out, BroydenInverse(history.U, history.V)
+
+    def _history(self, z0: Tensor) -> _History | BroydenHistory:
+        step = kernel("broyden_step", z0)
+        if step is None:
+            return _History(z0, self.memory)
+        return BroydenHistory(step, z0, self.memory)
 
 
 class _History:
-    """U and V of all samples, `(B, memory, n)`; a sample that is done goes on unused."""
+    """U and V of all samples, `(B, memory, n)`; one that no longer moves keeps its own."""
 
     def __init__(self, z0: Tensor, memory: int) -> None:
         B, n = z0.shape
         self.U, self.V = (z0.new_zeros(B, memory, n) for _ in range(2))
         self.size, self.count = memory, 0
-        self.last_step: Tensor | None = None
+        self.last: tuple[Tensor, Tensor] | None = None  # gap and step
 
     def propose(self, at: Evaluation) -> Tensor:
         """The next point, z - B g."""
-        Bg = self._apply(self.U, self.V, at.gap)
-        if self.last_step is not None:
-            Bg = self._update(Bg, at.gap, self.last_step)
-        self.last_step = -Bg
+        g = at.gap
+        Bg = self._apply(self.U, self.V, g)
+        if self.last is not None:
+            last_gap, s = self.last
+            Bg = self._update(Bg, g, s, (g != last_gap).any(-1, keepdim=True))
+        self.last = g, -Bg
         return at.z - Bg
 
     def _apply(self, U: Tensor, V: Tensor, g: Tensor) -> Tensor:
@@ -81,19 +94,21 @@ class _History:
         weight = V[:, :k] @ g.unsqueeze(-1)
         return torch.baddbmm(-g.unsqueeze(1), weight.mT, U[:, :k]).squeeze(1)
 
-    def _update(self, Bg: Tensor, g: Tensor, s: Tensor) -> Tensor:
+    def _update(self, Bg: Tensor, g: Tensor, s: Tensor, moved: Tensor) -> Tensor:
         """B g with the B that the last step s teaches; `Bg` that of the B before."""
         if self.count == self.size:
+            begin_anew(self.U, self.V, moved)
             self.count = 0
             return -g
         v = self._apply(self.V, self.U, s)  # B's
         curvature = (s * (Bg + s)).sum(-1, keepdim=True)  # s'B y
         # A step that teaches nothing, or is not finite, leaves B as it is.
         known = (curvature.abs() > 1e-12 * (s * s).sum(-1, keepdim=True)) & curvature.isfinite()
-        u = torch.where(known, -Bg / curvature, 0.0)
-        v = torch.where(known, v, 0.0)
-        self.U[:, self.count], self.V[:, self.count] = u, v
-        self.count += 1
+        known = known & moved
+        u, v = torch.where(known, -Bg / curvature, 0.0), torch.where(known, v, 0.0)
+        k, self.count = self.count, self.count + 1
+        self.U[:, k] = torch.where(moved, u, self.U[:, k])
+        self.V[:, k] = torch.where(moved, v, self.V[:, k])
         return Bg + u * (v * g).sum(-1, keepdim=True)
 
 

@@ -44,24 +44,31 @@ class AndersonHistory:
 
 
 class BroydenHistory:
-    """U and V of all samples, `(B, memory, n)`; a sample that is done goes on unused."""
+    """U and V of all samples, `(B, memory, n)`; one that no longer moves keeps its own."""
 
     def __init__(self, step: Callable[..., None], z0: Tensor, memory: int) -> None:
         B, n = z0.shape
         self.step = step
-        self.U, self.V = (z0.new_empty(B, memory, n) for _ in range(2))
-        self.last_step = torch.empty_like(z0, memory_format=torch.contiguous_format)
+        self.U, self.V = (z0.new_zeros(B, memory, n) for _ in range(2))
+        self.last_step, self.last_gap = (z0.new_zeros(B, n) for _ in range(2))
         self.size, self.count, self.begun = memory, 0, False
 
     def propose(self, at: Evaluation) -> Tensor:
         """The next point, z - B g."""
-        if self.count == self.size:
-            self.count, self.begun = 0, False
         gap = at.gap.contiguous()
-        parts = gap, self.U, self.V, self.last_step
+        if self.count == self.size:
+            begin_anew(self.U, self.V, (gap != self.last_gap).any(-1, keepdim=True))
+            self.count, self.begun = 0, False
+        parts = gap, self.U, self.V, self.last_step, self.last_gap
         self.step(
             (*gap.shape, self.size, self.count), self.begun, torch.get_num_threads(),
             [v.data_ptr() for v in parts],
         )  # fmt: skip
         self.count, self.begun = self.count + self.begun, True
         return at.z + self.last_step
+
+
+def begin_anew(U: Tensor, V: Tensor, moved: Tensor) -> None:
+    """Forget what the samples that `moved` have learned."""
+    for part in (U, V):
+        part.copy_(torch.where(moved.unsqueeze(-1), 0.0, part))

@@ -12,7 +12,7 @@ from ..iterate import Measure
 from ..linear import GMRES
 from ..operators import MatrixFree
 from ..solution import Solution, check_positive
-from .loop import Map, Settings, finished
+from .loop import Map, Settings, check_counts, finished
 
 
 class _Search(NamedTuple):
@@ -35,11 +35,12 @@ class NewtonKrylov(Settings):
     """Inexact Newton: (I - f') d = f(z) - z up to a relative residual `forcing`, z <- z + d.
 
     Converges quadratically near a fixed point (as far as `forcing` lets it), whatever the spectrum
-    of f'; a step that does not bring a sample nearer is halved (Dembo, Eisenstat & Steihaug 1982;
-    Kelley, Iterative Methods for Linear and Nonlinear Equations, 1995, ch. 6 and 8). A step costs
-    up to `krylov` products with f', each about two evaluations of f.
+    of f'; a step that does not bring a sample nearer, or leads out of the domain of f, is halved
+    (Dembo, Eisenstat & Steihaug 1982; Kelley, Iterative Methods for Linear and Nonlinear Equations,
+    1995, ch. 6 and 8). A step costs up to `krylov` products with f', each about two evaluations.
 
     Attributes:
+        max_steps: steps, each one evaluation of f besides the products with f'.
         forcing: relative residual of the linear solve.
         krylov: GMRES vectors a step.
 
@@ -56,7 +57,8 @@ class NewtonKrylov(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "forcing", "krylov")
+        check_positive(self, "forcing")
+        check_counts(self, "krylov")
 
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """z with f(z) = z, `(B, n)`."""
@@ -66,6 +68,9 @@ class NewtonKrylov(Settings):
             image = f(state.z)
             gap = image - state.z
             error = self.error(gap, image)
+            # Out of the domain, from a point inside: no breakdown, but a step to halve.
+            inside = state.error.squeeze(-1).isfinite()
+            error = torch.where(error.isfinite() | ~inside, error, torch.finfo(error.dtype).max)
             return Measure(error, carry=_Known(gap, error.unsqueeze(-1)))
 
         def step(state: _Search, now: _Known) -> _Search:

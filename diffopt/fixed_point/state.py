@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -17,10 +18,12 @@ class Form(NamedTuple):
     Attributes:
         shapes: of a sample, part by part.
         single: whether it is a tensor and not a tuple.
+        device: where it is.
     """
 
     shapes: tuple[torch.Size, ...]
     single: bool
+    device: torch.device
 
     def pack(self, z: State) -> Tensor:
         """`z` as `(B, n)`."""
@@ -40,14 +43,22 @@ class Form(NamedTuple):
     def flat(self, f: Callable[[State], State]) -> Callable[[Tensor], Tensor]:
         """f as a map of `(B, n)`, what it returns checked."""
 
+        device = self.device.type
+        half = torch.is_autocast_enabled(device)
+
         def on_flat(v: Tensor) -> Tensor:
-            out = f(self.unpack(v))
-            self._check(out, v)
+            before = v._version if not v.is_inference() else 0
+            # In the backward pass too f works in the precision of the call.
+            with torch.autocast(device, enabled=half) if half else nullcontext():
+                out = f(self.unpack(v))
+            self._check(out, v, half)
+            if not v.is_inference() and v._version != before:
+                raise ValueError("f changes z in place: use out-of-place operations in f")
             return self.pack(out).to(v.dtype)
 
         return on_flat
 
-    def _check(self, out: object, v: Tensor) -> None:
+    def _check(self, out: object, v: Tensor, half: bool) -> None:
         """That `out` is a state like the one that f was given, `v` flat."""
         parts = (out,) if self.single else out
         expected = [(len(v), *shape) for shape in self.shapes]
@@ -60,7 +71,7 @@ class Form(NamedTuple):
                 f"{self._described(expected)}: f must map a state to one of the same shape"
             )
         # Under autocast f works in half precision, and the state is kept in its own.
-        if any(p.dtype != v.dtype for p in parts) and not torch.is_autocast_enabled(v.device.type):
+        if not half and any(p.dtype != v.dtype for p in parts):
             raise ValueError(
                 f"f(z) has dtype {parts[0].dtype}, but z0 has {v.dtype}: bring z0 and the "
                 "parameters of f to one dtype"
@@ -91,7 +102,7 @@ def form_of(z0: object) -> Form:
             f"the parts of z0 have shapes {[tuple(p.shape) for p in parts]}: expected one batch "
             "size, one dtype and one device"
         )
-    return Form(tuple(p.shape[1:] for p in parts), isinstance(z0, Tensor))
+    return Form(tuple(p.shape[1:] for p in parts), isinstance(z0, Tensor), parts[0].device)
 
 
 def _kind(value: object) -> str:

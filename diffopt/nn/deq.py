@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..fixed_point import Anderson, FixedPoint, FixedPointSolver, fixed_point
-from ..fixed_point.backward import Backward, BackwardRecord
+from ..fixed_point.backward import Backward
 from ..fixed_point.state import State
 from ..solution import OnFailure, succeeded
 from ..tree import mapped
@@ -25,9 +24,10 @@ class DEQ(nn.Module):
     """A layer whose output is the z with z = f(z, x): an infinitely deep, weight-tied network.
 
     f is any module. While a fixed point is looked for, and when it is differentiated, f is one
-    and the same function of z: dropout keeps its masks, batch normalisation and the
-    parametrisations of torch (spectral_norm) their statistics; in training these are updated once
-    a call, at the fixed point.
+    and the same function of z: in training it draws the same random numbers at each evaluation
+    (dropout keeps its masks), and batch normalisation and the parametrisations of torch
+    (spectral_norm) keep their statistics, which are updated once a call, at the fixed points. The
+    backward pass comes before parameters and buffers change, or raises.
 
     Args:
         f: module with ``f(z, *inputs)`` of the shape of z; sample i from sample i only.
@@ -37,10 +37,11 @@ class DEQ(nn.Module):
         operator, on_failure: see `fixed_point`.
 
     Attributes:
-        last: the `FixedPoint` of the last call, detached: `status`, `steps`, `residual`.
+        last: the `FixedPoint` of the last call, detached (status, steps, residual, backward).
 
     Raises:
         ValueError: as `fixed_point`.
+        RuntimeError: in the backward pass, if a parameter or buffer of f was changed.
 
     Example:
         >>> layer = DEQ(nn.Bilinear(1, 1, 1, bias=False))       # z = w z x
@@ -82,16 +83,33 @@ class DEQ(nn.Module):
             on_failure=self.on_failure,
         )  # fmt: skip
         if _counting(self.f):
-            with torch.no_grad():
-                self.f(mapped(out.z, Tensor.detach), *inputs)
-        self.last = replace(out, z=mapped(out.z, Tensor.detach), backward=BackwardRecord())
+            self._count(out, inputs)
+        if not torch._C._are_functorch_transforms_active():
+            z = mapped(out.z, lambda v: v.detach().clone())
+            self.last = replace(out, z=z)
         return out
+
+    def _count(self, out: FixedPoint, inputs: tuple[Any, ...]) -> None:
+        """Update the statistics of f, from the samples that have a fixed point."""
+        good = succeeded(out.status).nonzero().flatten()
+        size = len(out.status)
+        if len(good) == 0 or len(good) == 1 != size:
+            return
+
+        def own(v: Any) -> Any:
+            return v[good] if isinstance(v, Tensor) and v.ndim and len(v) == size else v
+
+        with torch.no_grad():
+            self.f(mapped(out.z, lambda v: v.detach()[good]), *map(own, inputs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "last": None}
 
     def states(self, *inputs: Any, at: Sequence[int], z0: State | None = None) -> list[Any]:
         """The states after so many steps, for losses on the way (fixed-point correction).
 
-        Each is f of the solver's iterate, differentiable through that one evaluation (the
-        phantom gradient with one term).
+        Each is f of the best iterate of the training solver, which begins anew after each, and is
+        differentiable through that one evaluation (the phantom gradient with one term).
 
         Args:
             at: numbers of steps, increasing.
@@ -121,40 +139,62 @@ class DEQ(nn.Module):
             return self.start(*inputs)
         if not inputs or not isinstance(inputs[0], Tensor):
             raise ValueError("the first input is no tensor to make z0 from: pass z0 or start")
-        return torch.zeros_like(inputs[0])
+        x = inputs[0]
+        return torch.zeros_like(
+            x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
+        )
 
     def _frozen(self, inputs: tuple[Any, ...]) -> Callable[[State], Any]:
-        """z -> f(z, *inputs), the same function at every call."""
+        """z -> f(z, *inputs), the same function at every call, also of the backward pass."""
         counting = _counting(self.f)
-        drops = any(isinstance(m, _DropoutNd) and m.training and m.p for m in self.f.modules())
-        seed = int(torch.randint(2**62, ())) if drops else None
-        # As they are now: the backward pass comes after they were updated.
+        modes = {m: m.training and m not in counting for m in self.f.modules()}
+        seed = int(torch.randint(2**62, ())) if any(modes.values()) else None
+        # As they are now: the statistics will have been updated when the backward pass comes.
         buffers = {k: v.clone() for k, v in self.f.named_buffers()} if counting else {}
+        held = [*self.f.parameters(), *([] if counting else self.f.buffers())]
+        versions = _versions(held)
 
         def f(z: State) -> Any:
-            with _evaluating(counting), _seeded(seed, z):
-                return functional_call(self.f, buffers, (z, *inputs))
+            if versions != _versions(held):
+                raise RuntimeError(
+                    "a parameter or buffer of f was changed in place during the solve, or between "
+                    "it and its backward pass: call backward before the optimiser's step, and in "
+                    "place of modules that count evaluations use torch.nn.utils.parametrizations"
+                )
+            with _in_modes(modes), _seeded(seed, z):
+                return (
+                    functional_call(self.f, buffers, (z, *inputs))
+                    if buffers
+                    else self.f(z, *inputs)
+                )
 
-        return f if seed is not None or counting else lambda z: self.f(z, *inputs)
+        return f
 
 
-def _counting(f: nn.Module) -> list[nn.Module]:
+def _counting(f: nn.Module) -> set[nn.Module]:
     """The modules inside f that a call in training mode changes."""
     lists = (m for m in f.modules() if isinstance(m, ParametrizationList))
     inside = [part for parts in lists for part in parts]
     norms = [m for m in f.modules() if isinstance(m, _BatchNorm)]
-    return [m for m in [*inside, *norms] if m.training and any(True for _ in m.buffers())]
+    return {m for m in [*inside, *norms] if m.training and any(True for _ in m.buffers())}
+
+
+def _versions(held: list[Tensor]) -> list[int]:
+    """How often each tensor was changed in place."""
+    return [0 if v.is_inference() else v._version for v in held]
 
 
 @contextmanager
-def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
-    for m in modules:
-        m.eval()
+def _in_modes(modes: dict[nn.Module, bool]) -> Iterator[None]:
+    """Each module in training mode or not, and afterwards as it was."""
+    before = {m: m.training for m, mode in modes.items() if m.training != mode}
+    for m in before:
+        m.training = modes[m]
     try:
         yield
     finally:
-        for m in modules:
-            m.train()
+        for m, mode in before.items():
+            m.training = mode
 
 
 @contextmanager
@@ -164,6 +204,9 @@ def _seeded(seed: int | None, z: State) -> Iterator[None]:
         yield
         return
     device = (z if isinstance(z, Tensor) else z[0]).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)  # a thousandth of what torch.manual_seed takes
+        if on_cuda:
+            torch.cuda.manual_seed(seed)
         yield

@@ -84,15 +84,83 @@ class TestOneFunction:
 def test_dropout_has_new_masks_at_each_call_and_leaves_the_generator_to_others(x):
     layer = DEQ(Cell(between=nn.Dropout(0.5), scale=0.3), solver=TIGHT)
     assert not torch.equal(layer(x), layer(x))
-    torch.manual_seed(5)
-    layer(x)
-    one = torch.rand(3)
-    torch.manual_seed(5)
-    DEQ(Cell(between=nn.Dropout(0.5), scale=0.9), solver=Picard(max_steps=900, rtol=1e-9))
-    torch.manual_seed(5)
-    layer.solver = Picard(rtol=1e-3)  # other numbers of evaluations
-    layer(x)
-    assert torch.equal(one, torch.rand(3))
+    after = []
+    for rtol in (1e-3, 1e-9):  # other numbers of evaluations
+        torch.manual_seed(5)
+        layer.solver = Picard(rtol=rtol)
+        layer(x)
+        after.append(torch.rand(3))
+    assert torch.equal(*after)
+
+
+def test_any_random_module_is_the_same_function_throughout(x):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.MultiheadAttention(6, 2, dropout=0.3, batch_first=True, dtype=F64)
+
+        def forward(self, z, x):
+            z = z.unsqueeze(1)
+            return torch.tanh(0.3 * self.mix(z, z, z)[0].squeeze(1) + x)
+
+    layer = DEQ(Attending(), solver=TIGHT)
+    assert (layer.solve(x).status == 0).all()
+
+
+@pytest.mark.parametrize("name", ["dropout", "batch norm", "spectral norm"])
+def test_the_mode_of_the_call_is_that_of_its_backward_pass(name, x):
+    layer = DEQ(Cell(between=BETWEEN[name](), scale=0.3), solver=TIGHT)
+    grads = []
+    state = copy.deepcopy(layer.state_dict())
+    for change in (False, True):
+        layer.train().load_state_dict(state)
+        torch.manual_seed(2)
+        z = layer(x)
+        layer.train(not change)
+        grads.append(torch.autograd.grad(z.square().sum(), layer.f.x.weight)[0])
+        assert all(m.training != change for m in layer.modules())
+    assert torch.equal(*grads)
+
+
+def test_what_changed_before_the_backward_pass_raises(x):
+    layer = DEQ(Cell(), solver=TIGHT)
+    z = layer(x)
+    with torch.no_grad():
+        layer.f.z.weight.mul_(0.5)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        z.sum().backward()
+    hooked = DEQ(Cell(between=nn.utils.spectral_norm(nn.Linear(6, 6, dtype=F64))))
+    with pytest.raises(RuntimeError, match="parametrizations"):
+        hooked(x)
+
+
+def test_a_failed_sample_is_not_counted(x):
+    norm = nn.BatchNorm1d(6, dtype=F64)
+    layer = DEQ(Cell(between=norm, scale=0.3), solver=TIGHT, on_failure="nan")
+    x = x.clone()
+    x[3] = torch.nan
+    assert layer(x)[3].isnan().all()
+    assert norm.running_mean.isfinite().all() and norm.num_batches_tracked == 1
+
+
+def test_defaults_in_float32_have_gradients(x):
+    layer, exact = DEQ(Cell().float()), DEQ(Cell(), solver=TIGHT)
+    exact.load_state_dict(layer.state_dict())
+    for own in (layer, exact):
+        own(x.to(own.f.z.weight.dtype)).square().sum().backward()
+    got, want = layer.f.z.weight.grad, exact.f.z.weight.grad
+    assert (got - want).norm() < 1e-3 * want.norm()
+
+
+def test_autocast_and_inference(x):
+    layer = DEQ(Cell().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        z = layer(layer.f.x(x.float()).detach())
+    z.sum().backward()
+    assert z.dtype == torch.float32 and layer.f.z.weight.grad.norm() > 0
+    with torch.inference_mode():
+        layer(x.float())
+    layer(x.float(), z0=layer.last.z).sum().backward()
 
 
 def test_statistics_are_updated_once_a_call(x):
@@ -155,6 +223,10 @@ def test_state_dict_and_deepcopy(x):
     assert list(layer.state_dict()) == [f"f.{k}" for k in layer.f.state_dict()]
     assert torch.equal(other(x), layer(x))
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+    z = layer(x)
+    with torch.no_grad():
+        z.zero_()
+    assert layer.last.z.norm() > 0
 
 
 def test_the_log_has_three_numbers(x):
