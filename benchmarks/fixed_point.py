@@ -40,7 +40,6 @@ from diffopt.linear import GMRES
 SHAPES = [(128, 256), (512, 64), (32, 2048)]  # batch, d
 RTOL, STEPS = 1e-5, 200
 OURS = {"anderson": Anderson(rtol=RTOL, atol=0.0), "broyden": Broyden(rtol=RTOL, atol=0.0)}
-THEIRS = {"anderson": "anderson", "broyden": "broyden"}
 
 
 class Layer:

@@ -66,8 +66,7 @@ def implicit_root(
     Source: the implicit function theorem as used for layers by Amos & Kolter, "OptNet" (ICML
     2017), eq. (6)-(8), and Bai et al., "Deep Equilibrium Models" (NeurIPS 2019), Thm. 1.
     """
-    if not isinstance(order, int) or order < 1:
-        raise ValueError(f"order={order!r}: expected a positive integer (1 for plain gradients)")
+    check_order(order)
     if root.ndim == 0:
         raise ValueError("root is a number: expected shape (*B, n); use root.reshape(1)")
     fixed = root.detach()
@@ -112,6 +111,20 @@ def implicit_root_of(
     count = len(held), len(facts)
     step: Tensor = Step.apply(operator, pull_back, count, root, *held, *facts, *data)
     return root + step
+
+
+def check_order(order: object) -> None:
+    """Raise a `ValueError` unless `order` is a number of derivatives."""
+    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+        raise ValueError(f"order={order!r}: expected a positive integer (1 for plain gradients)")
+
+
+def still(r: Tensor) -> Tensor:
+    """Zero, with the derivative of r; of an entry that is not finite without one.
+
+    As a residual it keeps the root where it is: the Newton step has nothing to solve.
+    """
+    return (r - r.detach()).nan_to_num(0.0)
 
 
 def _alive(root: Tensor) -> Tensor | None:

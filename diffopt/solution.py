@@ -117,6 +117,15 @@ def check_positive(settings: object, *names: str) -> None:
             raise ValueError(f"{kind}({name}={value!r}): expected a positive number")
 
 
+def check_counts(settings: object, *names: str) -> None:
+    """Raise a `ValueError` unless the attributes `names` of `settings` are whole numbers >= 1."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            kind = type(settings).__name__
+            raise ValueError(f"{kind}({name}={value!r}): expected a positive whole number")
+
+
 def report(
     status: Tensor,
     residual: Tensor,

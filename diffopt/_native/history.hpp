@@ -151,7 +151,7 @@ struct BroydenStep {
         v.copy(last_gap + s * n, g);
         if (learn && moved) {
             apply(v, w, u, d, Bs);
-            const double curvature = v.dot(d, Bg) + v.dot(d, d), length = v.dot(d, d);
+            const double length = v.dot(d, d), curvature = v.dot(d, Bg) + length;
             const bool known = std::fabs(curvature) > 1e-12 * length && curvature - curvature == 0;
             X *new_u = u + count * n, *new_v = w + count * n;
             for (long j = 0; j < n; j++)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..implicit import implicit_root
+from ..implicit import check_order, implicit_root, still
 from ..linear import GMRES, Neumann
 from ..operators import Identity
 from ..solution import OnFailure, Solution, check_on_failure, report, succeeded
@@ -146,7 +146,7 @@ def _attached(
     record = BackwardRecord()
     if torch.is_grad_enabled():
         if isinstance(backward, Unrolled):
-            rooted = _still(_steps(f, z, backward.steps)) + z
+            rooted = still(_steps(f, z, backward.steps)) + z
         else:
             operator, record = operator_at(lambda v: v - f(v), z, backward, inverse, on_failure)
             rooted = implicit_root(_gap(f, order), z, operator, order)
@@ -161,7 +161,7 @@ def _gap(f: Map, order: int) -> Map:
     where it is, within the tolerance that was asked for.
     """
 
-    return lambda v: _still(v - f(v)) if order == 1 else v - f(v)
+    return lambda v: still(v - f(v)) if order == 1 else v - f(v)
 
 
 def _steps(f: Map, z: Tensor, count: int) -> Tensor:
@@ -170,12 +170,7 @@ def _steps(f: Map, z: Tensor, count: int) -> Tensor:
     return z
 
 
-def _still(r: Tensor) -> Tensor:
-    """Zero, with the derivative of r; of a sample that is not finite without one."""
-    return (r - r.detach()).nan_to_num(0.0)
-
-
-def _check_options(solver: object, operator: object, order: object) -> None:
+def _check_options(solver: object, operator: object, order: int) -> None:
     if not callable(getattr(solver, "solve", None)) or isinstance(solver, type):
         raise ValueError(
             f"solver={solver!r}: expected an Anderson(), Broyden(), NewtonKrylov() or Picard()"
@@ -191,8 +186,7 @@ def _check_options(solver: object, operator: object, order: object) -> None:
             f"operator={operator!r}: expected GMRES(), linear.Anderson(), Neumann(k), Identity(), "
             "Handover() or Unrolled(k)"
         )
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-        raise ValueError(f"order={order!r}: expected a positive integer (1 for plain gradients)")
+    check_order(order)
     if (
         order != 1
         and isinstance(operator, Identity | Handover | Neumann)

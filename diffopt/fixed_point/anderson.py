@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .._native import kernel
-from ..solution import Solution, check_positive
-from .loop import Evaluation, Map, Settings, check_counts, run
+from ..solution import Solution, check_counts, check_positive
+from .loop import Evaluation, Map, Settings, run
 from .native import AndersonHistory
 
 

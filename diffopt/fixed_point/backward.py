@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..linear import GMRES, LinearMethod
 from ..operators import Identity, MatrixFree, Operator
-from ..solution import OnFailure, Solution
+from ..solution import OnFailure, Solution, check_counts
 from .broyden import BroydenInverse
-from .loop import check_counts
 
 
 @dataclass(frozen=True)

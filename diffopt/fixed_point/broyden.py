@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .._native import kernel
 from ..operators import Operator
-from ..solution import OnFailure, Solution, Status
-from .loop import Evaluation, Map, Settings, check_counts, run
+from ..solution import OnFailure, Solution, Status, check_counts
+from .loop import Evaluation, Map, Settings, run
 from .native import BroydenHistory, begin_anew
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..iterate import Measure, iterate
 from ..linear import batched_norm
-from ..solution import Solution, Status
+from ..solution import Solution, Status, check_counts
 
 Map = Callable[[Tensor], Tensor]  # (B, n) to (B, n), each sample by itself
 CLOSE = 100.0  # times the tolerance: near enough to be used where a sample stalls
@@ -60,15 +60,6 @@ class Settings:
         if self.atol > 0:
             return size / (batched_norm(image) * self.rtol + self.atol)
         return torch.where(size == 0, 0.0, size / (batched_norm(image) * self.rtol))
-
-
-def check_counts(settings: object, *names: str) -> None:
-    """Raise a `ValueError` unless the attributes `names` of `settings` are whole numbers >= 1."""
-    for name in names:
-        value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            kind = type(settings).__name__
-            raise ValueError(f"{kind}({name}={value!r}): expected a positive whole number")
 
 
 class Point(NamedTuple):

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..iterate import Measure
 from ..linear import GMRES
 from ..operators import MatrixFree
-from ..solution import Solution, check_positive
-from .loop import Map, Settings, check_counts, finished
+from ..solution import Solution, check_counts, check_positive
+from .loop import Map, Settings, finished
 
 
 class _Search(NamedTuple):

@@ -78,11 +78,15 @@ class DEQ(nn.Module):
     def solve(self, *inputs: Any, z0: State | None = None) -> FixedPoint:
         """As `forward`, with status, steps and residuals."""
         solver = self.solver if self.training else self.eval_solver
+        counting = _counting(self.f)
         out = fixed_point(
-            self._frozen(inputs), self._begin(inputs, z0), solver=solver, operator=self.operator,
+            self._frozen(inputs, counting),
+            self._begin(inputs, z0),
+            solver=solver,
+            operator=self.operator,
             on_failure=self.on_failure,
-        )  # fmt: skip
-        if _counting(self.f):
+        )
+        if counting:
             self._count(out, inputs)
         if not torch._C._are_functorch_transforms_active():
             z = mapped(out.z, lambda v: v.detach().clone())
@@ -116,7 +120,8 @@ class DEQ(nn.Module):
         """
         if not at or any(b <= a for a, b in zip([0, *at], at, strict=False)):
             raise ValueError(f"at={at!r}: expected increasing positive numbers of steps")
-        f, z, done, out = self._frozen(inputs), self._begin(inputs, z0), 0, []
+        f = self._frozen(inputs, _counting(self.f))
+        z, done, out = self._begin(inputs, z0), 0, []
         for k in at:
             some = replace(self.solver, max_steps=k - done)  # type: ignore[type-var]
             with torch.no_grad():
@@ -144,9 +149,8 @@ class DEQ(nn.Module):
             x, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
         )
 
-    def _frozen(self, inputs: tuple[Any, ...]) -> Callable[[State], Any]:
+    def _frozen(self, inputs: tuple[Any, ...], counting: set[nn.Module]) -> Callable[[State], Any]:
         """z -> f(z, *inputs), the same function at every call, also of the backward pass."""
-        counting = _counting(self.f)
         modes = {m: m.training and m not in counting for m in self.f.modules()}
         seed = int(torch.randint(2**62, ())) if any(modes.values()) else None
         # As they are now: the statistics will have been updated when the backward pass comes.

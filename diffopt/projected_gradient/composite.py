@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..implicit import implicit_root
+from ..implicit import implicit_root, still
 from ..linear import GMRES, batched_norm
 from ..operators import MatrixFree, Operator
 from ..solution import OnFailure, Solution, Status
@@ -127,8 +127,7 @@ class Composite:
         root = _polished(move, z)
 
         def residual(x: Tensor) -> Tensor:
-            r = x - move(x)
-            return r - r.detach()  # what is left of it at the root is rounding
+            return still(x - move(x))  # what is left of it at the root is rounding
 
         A: Any = make(residual, root)
         return implicit_root(residual, root, replace(A, on_failure=on_failure), order)

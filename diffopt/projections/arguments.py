@@ -7,7 +7,9 @@ emptiness that is seen becomes a NaN of a parameter, and `by_sample` keeps it in
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple, Protocol
 
@@ -70,6 +72,24 @@ def by_sample(formula: Callable[..., Tensor], *arguments: Argument) -> Tensor:
     samples = (g.flatten(-a.event).all(-1) for g, a in zip(good, arguments, strict=True))
     alive = reduce(torch.logical_and, samples)
     return torch.where(alive.reshape(*alive.shape, *[1] * arguments[0].event), z, torch.nan)
+
+
+@dataclass(frozen=True)
+class Round(ABC):
+    """A set of a shape of its own, and of the size `radius`."""
+
+    radius: Parameter = 1.0
+
+    def __post_init__(self) -> None:
+        check_size(self, "radius")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        check_point(x)
+        return by_sample(self._nearest, Argument(x), Argument(size("radius", self.radius, x)))
+
+    @abstractmethod
+    def _nearest(self, x: Tensor, radius: Tensor) -> Tensor:
+        """The point for `(*B, n)` and `(*B, 1)`, both finite."""
 
 
 def check_point(x: Tensor, event: int = 1) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import Argument, Parameter, by_sample, check_point, check_size, size
+from .arguments import Round
 from .vectors import length
 
 
 @dataclass(frozen=True)
-class L2Ball:
+class L2Ball(Round):
     """The ball |z| <= radius: ``L2Ball(radius)(x)`` is its point nearest to x, `(*B, n)`.
 
     Args:
@@ -29,19 +29,12 @@ class L2Ball:
         tensor([1.2000, 1.6000])
     """
 
-    radius: Parameter = 1.0
-
-    def __post_init__(self) -> None:
-        check_size(self, "radius")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        check_point(x)
-        radius = size("radius", self.radius, x)
-        return by_sample(_ball, Argument(x), Argument(radius))
+    def _nearest(self, x: Tensor, radius: Tensor) -> Tensor:
+        return _ball(x, radius)
 
 
 @dataclass(frozen=True)
-class L2Sphere:
+class L2Sphere(Round):
     """The sphere |z| = radius: ``L2Sphere(radius)(x)`` is radius x / |x|, `(*B, n)`.
 
     It is no convex set. All of its points are nearest to x = 0, and the one on the first axis is
@@ -59,15 +52,8 @@ class L2Sphere:
                 [1.0000, 0.0000]])
     """
 
-    radius: Parameter = 1.0
-
-    def __post_init__(self) -> None:
-        check_size(self, "radius")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        check_point(x)
-        radius = size("radius", self.radius, x)
-        return by_sample(_sphere, Argument(x), Argument(radius))
+    def _nearest(self, x: Tensor, radius: Tensor) -> Tensor:
+        return _sphere(x, radius)
 
 
 def _ball(x: Tensor, radius: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .arguments import Argument, Parameter, by_sample, check_point, check_size, size
+from .arguments import Argument, Parameter, Round, by_sample, check_point, check_size, size
 from .vectors import within
 
 
@@ -61,7 +61,7 @@ class Simplex:
 
 
 @dataclass(frozen=True)
-class L1Ball:
+class L1Ball(Round):
     """The ball sum |z_i| <= radius: ``L1Ball(radius)(x)`` is its point nearest to x.
 
     Args:
@@ -81,19 +81,12 @@ class L1Ball:
         tensor([ 0.7000, -0.3000,  0.0000])
     """
 
-    radius: Parameter = 1.0
-
-    def __post_init__(self) -> None:
-        check_size(self, "radius")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        check_point(x)
-        radius = size("radius", self.radius, x)
-        return by_sample(_l1_ball, Argument(x), Argument(radius))
+    def _nearest(self, x: Tensor, radius: Tensor) -> Tensor:
+        return _l1_ball(x, radius)
 
 
 @dataclass(frozen=True)
-class L1Sphere:
+class L1Sphere(Round):
     """The sphere sum |z_i| = radius: ``L1Sphere(radius)(x)`` is a point of it nearest to x.
 
     It is no convex set. From inside, the nearest point is in the orthant of x and every entry
@@ -113,15 +106,8 @@ class L1Sphere:
         tensor([ 0.7000, -0.3000])
     """
 
-    radius: Parameter = 1.0
-
-    def __post_init__(self) -> None:
-        check_size(self, "radius")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        check_point(x)
-        radius = size("radius", self.radius, x)
-        return by_sample(_l1_sphere, Argument(x), Argument(radius))
+    def _nearest(self, x: Tensor, radius: Tensor) -> Tensor:
+        return _l1_sphere(x, radius)
 
 
 def simplex(x: Tensor, scale: Tensor) -> Tensor:
