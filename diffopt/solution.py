@@ -41,6 +41,7 @@ class Status(IntEnum):
     DUAL_INFEASIBLE = 4
     NUMERICAL_FAILURE = 5
     INVALID_INPUT = 6
+    STEP_UNDERFLOW = 7
 
     @property
     def message(self) -> str:
@@ -62,6 +63,8 @@ _MESSAGES = {
     "the problem needs scaling or regularisation",
     Status.INVALID_INPUT: "the data hold NaN, or an infinity where none is allowed, or Q is not "
     "positive semidefinite, or a projection moves a point that it has projected already",
+    Status.STEP_UNDERFLOW: "no step, however short, meets the tolerance; loosen it, check f for a "
+    "jump or a pole, or use an implicit solver if f is stiff",
 }
 
 
@@ -132,6 +135,7 @@ def report(
     on_failure: OnFailure,
     what: str,
     part: Part | None = None,
+    measure: str = "residual {:.1e}",
 ) -> None:
     """Say which samples failed, once: a `ConvergenceWarning`, or the error under "raise".
 
@@ -141,6 +145,7 @@ def report(
         on_failure: "warn", "raise", "nan" or "ignore"; the last two say nothing here.
         what: the name of the solve, for the message.
         part: which samples of the user's batch these are, if not all.
+        measure: how `residual` is said in the message.
 
     Raises:
         ConvergenceError: under "raise", if a sample failed.
@@ -153,7 +158,7 @@ def report(
     status, residual, failed = status.flatten(), residual.flatten(), failed.flatten()
     if part is None or len(part.places) != len(status):
         part = Part(range(len(status)), len(status))
-    message = _explain(status, residual, failed, what, part)
+    message = _explain(status, residual, failed, what, part, measure)
     if on_failure == "raise":
         raise ConvergenceError(message)
     warnings.warn(message, ConvergenceWarning, stacklevel=_depth_of_the_user())
@@ -168,7 +173,9 @@ def _depth_of_the_user() -> int:
     return depth
 
 
-def _explain(status: Tensor, residual: Tensor, failed: Tensor, what: str, part: Part) -> str:
+def _explain(
+    status: Tensor, residual: Tensor, failed: Tensor, what: str, part: Part, measure: str
+) -> str:
     """One line a status, naming up to five of its samples."""
     lines = [f"{what}: {int(failed.sum())} of {part.total} samples failed"]
     for code in status[failed].unique().tolist():
@@ -177,7 +184,7 @@ def _explain(status: Tensor, residual: Tensor, failed: Tensor, what: str, part: 
         names += ", ..." if len(where) > 5 else ""
         worst = float(residual[where].max())
         kind = Status(code)
-        lines.append(f"  sample {names}: {kind.name} (residual {worst:.1e}): {kind.message}")
+        lines.append(f"  sample {names}: {kind.name} ({measure.format(worst)}): {kind.message}")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 ARROWS = {
     "solution": set(),
     "tree": set(),
+    "state": set(),
     "iterate": {"solution"},
     "linear": {"_native", "iterate", "solution"},
     "operators": {"linear", "solution", "tree"},
@@ -19,13 +20,16 @@ ARROWS = {
     "qp": {
         "_native", "implicit", "nodes", "operators", "iterate", "linear", "solution", "tree",
     },
-    "fixed_point": {"_native", "implicit", "iterate", "linear", "operators", "solution"},
+    "fixed_point": {
+        "_native", "implicit", "iterate", "linear", "operators", "solution", "state",
+    },
+    "ode": {"_native", "implicit", "operators", "solution", "state"},
     "projections": {"implicit", "iterate", "operators", "qp", "solution"},
     "projected_gradient": {"implicit", "iterate", "linear", "nodes", "operators", "solution"},
-    "nn": {"fixed_point", "projected_gradient", "qp", "solution", "tree"},
+    "nn": {"fixed_point", "ode", "projected_gradient", "qp", "solution", "state", "tree"},
     "doctor": {"_native", "qp"},
     "__init__": {
-        "doctor", "fixed_point", "implicit", "nn", "projected_gradient", "projections", "qp",
+        "doctor", "fixed_point", "implicit", "nn", "ode", "projected_gradient", "projections", "qp",
         "solution",
     },
 }  # fmt: skip

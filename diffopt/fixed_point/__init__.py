@@ -13,6 +13,7 @@ from ..implicit import check_order, implicit_root, still
 from ..linear import GMRES, Neumann
 from ..operators import Identity
 from ..solution import OnFailure, Solution, check_on_failure, report, succeeded
+from ..state import Form, State, form_of
 from .anderson import Anderson
 from .backward import Backward, BackwardRecord, Handover, Unrolled, operator_at
 from .broyden import Broyden, BroydenInverse
@@ -20,7 +21,6 @@ from .jacobian import jacobian_penalty, spectral_radius
 from .loop import FixedPointSolver, Map
 from .newton_krylov import NewtonKrylov
 from .picard import Picard
-from .state import Form, State, form_of
 
 __all__ = [
     "Anderson", "Broyden", "FixedPoint", "FixedPointSolver", "Handover", "NewtonKrylov", "Picard",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..linear import batched_norm
-from .state import State, form_of
+from ..state import State, form_of
 
 
 def jacobian_penalty(

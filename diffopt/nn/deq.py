@@ -15,8 +15,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ..fixed_point import Anderson, FixedPoint, FixedPointSolver, fixed_point
 from ..fixed_point.backward import Backward
-from ..fixed_point.state import State
 from ..solution import OnFailure, succeeded
+from ..state import State
 from ..tree import mapped
 
 

@@ -19,11 +19,14 @@ class Form(NamedTuple):
         shapes: of a sample, part by part.
         single: whether it is a tensor and not a tuple.
         device: where it is.
+        name, image: what the user calls the state, and f of it, for messages.
     """
 
     shapes: tuple[torch.Size, ...]
     single: bool
     device: torch.device
+    name: str = "z0"
+    image: str = "f(z)"
 
     def pack(self, z: State) -> Tensor:
         """`z` as `(B, n)`."""
@@ -40,20 +43,21 @@ class Form(NamedTuple):
         parts = flat.split([shape.numel() for shape in self.shapes], 1)
         return tuple(v.reshape(B, *shape) for v, shape in zip(parts, self.shapes, strict=True))
 
-    def flat(self, f: Callable[[State], State]) -> Callable[[Tensor], Tensor]:
-        """f as a map of `(B, n)`, what it returns checked."""
+    def flat(self, f: Callable[..., State]) -> Callable[..., Tensor]:
+        """f as a map of `(B, n)`, what it returns checked; its other arguments come first."""
 
         device = self.device.type
         half = torch.is_autocast_enabled(device)
 
-        def on_flat(v: Tensor) -> Tensor:
+        def on_flat(*arguments: Tensor) -> Tensor:
+            *before_it, v = arguments
             before = v._version if not v.is_inference() else 0
             # In the backward pass too f works in the precision of the call.
             with torch.autocast(device, enabled=half) if half else nullcontext():
-                out = f(self.unpack(v))
+                out = f(*before_it, self.unpack(v))
             self._check(out, v, half)
             if not v.is_inference() and v._version != before:
-                raise ValueError("f changes z in place: use out-of-place operations in f")
+                raise ValueError("f changes its state in place: use out-of-place operations in f")
             return self.pack(out).to(v.dtype)
 
         return on_flat
@@ -63,25 +67,28 @@ class Form(NamedTuple):
         parts = (out,) if self.single else out
         expected = [(len(v), *shape) for shape in self.shapes]
         if not isinstance(parts, tuple) or not all(isinstance(p, Tensor) for p in parts):
-            raise ValueError(f"f(z) is {_kind(out)}: expected {self._described(expected)}, as z0")
+            raise ValueError(
+                f"{self.image} is {_kind(out)}: expected {self._described(expected)}, as "
+                f"{self.name}"
+            )
         if [tuple(p.shape) for p in parts] != expected:
             shapes = [tuple(p.shape) for p in parts]
             raise ValueError(
-                f"f(z) has shape {self._described(shapes)}, but z0 has "
+                f"{self.image} has shape {self._described(shapes)}, but {self.name} has "
                 f"{self._described(expected)}: f must map a state to one of the same shape"
             )
         # Under autocast f works in half precision, and the state is kept in its own.
         if not half and any(p.dtype != v.dtype for p in parts):
             raise ValueError(
-                f"f(z) has dtype {parts[0].dtype}, but z0 has {v.dtype}: bring z0 and the "
-                "parameters of f to one dtype"
+                f"{self.image} has dtype {parts[0].dtype}, but {self.name} has {v.dtype}: bring "
+                f"{self.name} and the parameters of f to one dtype"
             )
 
     def _described(self, shapes: list[tuple[int, ...]]) -> str:
         return str(shapes[0]) if self.single else f"a tuple of {shapes}"
 
 
-def form_of(z0: object) -> Form:
+def form_of(z0: object, name: str = "z0", image: str = "f(z)") -> Form:
     """What z0 looks like.
 
     Raises:
@@ -89,20 +96,21 @@ def form_of(z0: object) -> Form:
     """
     parts = (z0,) if isinstance(z0, Tensor) else z0
     if not isinstance(parts, tuple) or not parts or not all(isinstance(p, Tensor) for p in parts):
-        raise ValueError(f"z0 is {_kind(z0)}: expected a tensor (B, ...) or a tuple of tensors")
+        raise ValueError(f"{name} is {_kind(z0)}: expected a tensor (B, ...) or a tuple of tensors")
     for p in parts:
         if p.ndim < 2 or p.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"z0 has shape {tuple(p.shape)} and dtype {p.dtype}: expected (B, ...), the batch "
-                "first (for one sample z0.unsqueeze(0)), in float32 or float64 (for half "
-                "precision inside f use torch.autocast)"
+                f"{name} has shape {tuple(p.shape)} and dtype {p.dtype}: expected (B, ...), the "
+                f"batch first (for one sample {name}.unsqueeze(0)), in float32 or float64 (for "
+                "half precision inside f use torch.autocast)"
             )
     if len({(len(p), p.dtype, p.device) for p in parts}) > 1:
         raise ValueError(
-            f"the parts of z0 have shapes {[tuple(p.shape) for p in parts]}: expected one batch "
-            "size, one dtype and one device"
+            f"the parts of {name} have shapes {[tuple(p.shape) for p in parts]}: expected one "
+            "batch size, one dtype and one device"
         )
-    return Form(tuple(p.shape[1:] for p in parts), isinstance(z0, Tensor), parts[0].device)
+    shapes = tuple(p.shape[1:] for p in parts)
+    return Form(shapes, isinstance(z0, Tensor), parts[0].device, name, image)
 
 
 def _kind(value: object) -> str:

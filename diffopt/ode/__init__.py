@@ -1,0 +1,170 @@
+"""Solutions of ordinary differential equations as layers: y' = f(t, y)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..solution import OnFailure, check_on_failure, report, succeeded
+from ..state import Form, State, form_of
+from .adjoint import Adjoint, Backsolve, Checkpointed, Discrete, Unrolled
+from .course import Course, course
+from .methods import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Solver, Tsit5
+from .step import flat_field
+
+__all__ = [
+    "Backsolve", "Bosh3", "Checkpointed", "Discrete", "Dopri5", "Dopri8", "Euler", "Heun",
+    "Midpoint", "ODESolution", "RK4", "Tsit5", "Unrolled", "odeint",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ODESolution:
+    """A batch of solutions; ys is differentiable.
+
+    Attributes:
+        ys: the states at the times t, `(B, T, ...)`, or a tuple of such tensors, like y0.
+        status: `Status` codes, `(B,)`; CONVERGED: the last time was reached.
+        t: the time reached, `(B,)`: the last one, or where a failure happened.
+        steps, rejected: steps accepted and not, `(B,)`.
+        evaluations: of f while the sample was under way, `(B,)`.
+    """
+
+    ys: Any
+    status: Tensor
+    t: Tensor
+    steps: Tensor
+    rejected: Tensor
+    evaluations: Tensor
+
+    @property
+    def y1(self) -> Any:
+        """The states at the last time, `(B, ...)`."""
+        if isinstance(self.ys, Tensor):
+            return self.ys[:, -1]
+        return tuple(y[:, -1] for y in self.ys)
+
+
+def odeint(
+    f: Callable[[Tensor, Any], Any],
+    y0: State,
+    t: Tensor,
+    *,
+    solver: Solver | None = None,
+    adjoint: Adjoint | None = None,
+    on_failure: OnFailure = "warn",
+) -> ODESolution:
+    """y with y' = f(t, y), and y0 at the first of the times t; differentiable in f, y0 and t.
+
+    Every sample steps by itself: it has its own times, its own steps and its own status, and a
+    stiff one does not slow its neighbours down.
+
+    Args:
+        f: (t, y) -> dy/dt, like y. t comes as `(B, 1, ..., 1)`, with as many dimensions as y (as
+            its first part, of a tuple), so that it broadcasts, in the dtype of y; it differs from
+            sample to sample. Sample i of f depends on sample i of y only. It must be the same
+            function at every call: no fresh dropout masks, no running statistics.
+        y0: `(B, ...)`, or a tuple of such tensors.
+        t: output times, `(T,)`, or `(B, T)` of every sample; increasing or decreasing. The first
+            is that of y0.
+        solver: adaptive: `Dopri5()` (default), `Tsit5()`, `Bosh3()`, `Dopri8()`, with their
+            tolerances; with fixed steps: `Euler()`, `Midpoint()`, `Heun()`, `RK4()`.
+        adjoint: `Discrete()` (default): the exact derivative of what was computed.
+            `Checkpointed(n)`: the same, with less memory and more time. `Backsolve()`: the
+            continuous adjoint. `Unrolled()`: through the choice of the steps as well.
+        on_failure: for a sample that did not reach its last time: "warn" (the last good state
+            from there on, zero gradient, one warning that names the samples), "raise", "nan",
+            "ignore" (as "warn", without the warning).
+
+    Returns:
+        `ODESolution`: `ys` `(B, T, ...)`, `y1` the last of them, and how it went.
+
+    Raises:
+        ValueError: if y0 is no state, f(t, y) is not like y0, or t is not strictly monotonic.
+        ConvergenceError: under ``on_failure="raise"``, if a sample failed.
+
+    Accuracy: the local error of a step is held to the tolerance; the global one is larger by what
+    the differential equation makes of it. Output between the steps is one order lower. t is kept
+    in float64.
+
+    Example:
+        y' = a y has y(1) = exp(a), with derivative exp(a) in a:
+
+        >>> a = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        >>> y0, t = torch.ones(1, 1, dtype=torch.float64), torch.tensor([0.0, 1.0])
+        >>> y = odeint(lambda t, y: a * y, y0, t).y1
+        >>> y.detach(), torch.autograd.grad(y.sum(), a)[0]
+        (tensor([[2.7183]], dtype=torch.float64), tensor([2.7183], dtype=torch.float64))
+
+    Source: Chen, Rubanova, Bettencourt & Duvenaud, "Neural Ordinary Differential Equations"
+    (NeurIPS 2018); a step for every sample: Lienen & Gunnemann, "torchode" (NeurIPS 2022 workshop).
+    """
+    solver = Dopri5() if solver is None else solver
+    adjoint = Discrete() if adjoint is None else adjoint
+    _check_options(solver, adjoint, on_failure)
+    form = form_of(y0, "y0", "f(t, y)")
+    y = form.pack(y0)
+    times = _times(t, y)
+    field = flat_field(f, form)
+    every = adjoint.every if isinstance(adjoint, Checkpointed) else None
+    way = course(field, times, y, solver, follow=isinstance(adjoint, Unrolled), every=every)
+    report(way.status, way.t, on_failure, "odeint", None, "up to t = {:.6g}")
+    return ODESolution(
+        _shaped(_filled(way, on_failure), form),
+        way.status,
+        way.t,
+        way.accepted,
+        way.tried - way.accepted,
+        way.evaluations,
+    )
+
+
+def _check_options(solver: object, adjoint: object, on_failure: str) -> None:
+    check_on_failure(on_failure)
+    if not isinstance(solver, Solver):
+        raise ValueError(f"solver={solver!r}: expected a solver object, for example Dopri5()")
+    if not isinstance(adjoint, Adjoint):
+        raise ValueError(
+            f"adjoint={adjoint!r}: expected an adjoint object, for example Discrete() "
+            "(of diffopt.ode)"
+        )
+
+
+def _times(t: object, y: Tensor) -> Tensor:
+    """t as `(B, T)` in float64."""
+    if not isinstance(t, Tensor) or t.ndim not in (1, 2) or not t.is_floating_point():
+        kind = f"shape {tuple(t.shape)} and {t.dtype}" if isinstance(t, Tensor) else f"{t!r}"
+        raise ValueError(f"t is {kind}: expected a tensor of times, (T,) or (B, T), float")
+    if t.shape[-1] == 0 or (t.ndim == 2 and len(t) != len(y)):
+        raise ValueError(
+            f"t has shape {tuple(t.shape)}, and y0 has {len(y)} samples: expected (T,) or "
+            f"({len(y)}, T) with T >= 1, the first time being that of y0"
+        )
+    times = t.to(y.device, torch.float64).expand(len(y), -1)
+    steps = times.detach().diff(dim=1)
+    if not bool(times.isfinite().all() & ((steps > 0).all(1) | (steps < 0).all(1)).all()):
+        raise ValueError(
+            f"t={t.tolist()}: expected finite times, strictly increasing or decreasing"
+        )
+    return times
+
+
+def _filled(way: Course, on_failure: OnFailure) -> Tensor:
+    """ys, without a derivative in the samples that failed."""
+    ok = succeeded(way.status).view(-1, 1, 1)
+    if bool(ok.all()):
+        return way.ys
+    return torch.where(ok, way.ys, torch.nan if on_failure == "nan" else way.ys.detach())
+
+
+def _shaped(ys: Tensor, form: Form) -> Any:
+    """`(B, T, n)` as the user's states, `(B, T, ...)`."""
+    parts = ys.split([shape.numel() for shape in form.shapes], 2)
+    shaped = tuple(
+        v.unflatten(2, s) if len(s) != 1 else v for v, s in zip(parts, form.shapes, strict=True)
+    )
+    return shaped[0] if form.single else shaped

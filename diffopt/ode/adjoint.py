@@ -1,0 +1,71 @@
+"""How a solution of an ODE is differentiated: the choices of `odeint(adjoint=...)`.
+
+The trajectory y_0, y_1, ... is the unknown of F_n = y_n - Phi_n(y_n-1) = 0, one step after the
+other. dF/dy is block lower bidiagonal, with unit blocks on the diagonal: time stepping is its
+forward substitution, and the solve with its transpose, which the derivative asks for, is the back
+substitution
+
+    u_n = v_n + (dPhi_n+1 / dy)^T u_n+1,      dL/dtheta = sum_n (dPhi_n / dtheta)^T u_n,
+
+one sweep from the last step to the first: the discrete adjoint. The policies differ in where the
+linearisation of Phi_n comes from.
+
+    Discrete      kept from the forward pass                    exact, memory ~ steps
+    Checkpointed  taken again, from every n-th state kept       exact, memory ~ steps / n
+    Unrolled      Discrete, and the choice of the steps as well
+    Backsolve     a differential equation for u, solved backwards in time   to O(tolerance)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..solution import check_counts
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """The exact derivative of the numbers that were computed, on the grid that was accepted.
+
+    The steps are constants; what was rejected is not kept. Derivatives of any order. Memory: what
+    f keeps for its own backward pass, times the slopes evaluated.
+    """
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """`Discrete`, with a state kept after every `every` steps, and the others taken again.
+
+    Twice the evaluations of f, and memory for `every` steps and steps / `every` states.
+    """
+
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        check_counts(self, "every")
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """Backpropagation through everything, the choice of the steps included: a reference."""
+
+
+@dataclass(frozen=True)
+class Backsolve:
+    """The continuous adjoint: u' = -f_y^T u, solved backwards together with y.
+
+    Memory does not grow with the steps. The derivative is that of the differential equation, not
+    of the numbers, up to O(tolerance); where f contracts, y cannot be found again backwards, and
+    the derivative is wrong: the distance from the states of the forward pass is measured at every
+    output time (`ODESolution.backward`), and a warning is given.
+
+    Attributes:
+        solver: for the way back; None for that of the forward pass.
+
+    Source: Chen et al., "Neural Ordinary Differential Equations" (NeurIPS 2018), Algorithm 1.
+    """
+
+    solver: object = None
+
+
+Adjoint = Discrete | Checkpointed | Unrolled | Backsolve

@@ -1,0 +1,109 @@
+"""Time stepping with fixed steps: every interval between two output times in equal ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .methods import FixedStep
+from .step import Slope, explicit_step
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where the samples are.
+
+    Attributes:
+        y: `(B, n)`; zero after a failure.
+        last: `(B, n)`, y of the samples that failed, where they did.
+        failed: `(B,)`.
+        t: `(B,)`, the time reached.
+        steps: `(B,)`.
+    """
+
+    y: Tensor
+    last: Tensor
+    failed: Tensor
+    t: Tensor
+    steps: Tensor
+
+    @classmethod
+    def at(cls, t: Tensor, y: Tensor) -> Ground:
+        """At the start."""
+        failed = torch.zeros_like(t, dtype=torch.bool)
+        return cls(y, y.detach(), failed, t.detach(), torch.zeros_like(t, dtype=torch.int64))
+
+    def state(self) -> Tensor:
+        """The last good state, `(B, n)`."""
+        return torch.where(self.failed.unsqueeze(1), self.last, self.y)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The loop; see `FixedStep`.
+
+    Attributes:
+        solver, f: the method, and the field on flat states.
+        times: `(B, T)`.
+        counts: into how many steps each sample divides each interval, `(B, T - 1)`.
+    """
+
+    solver: FixedStep
+    f: Slope
+    times: Tensor
+    counts: Tensor
+
+    @classmethod
+    def over(cls, solver: FixedStep, f: Slope, times: Tensor) -> Grid:
+        """The grid of these output times."""
+        spans = times.detach().diff(dim=1).abs()
+        if solver.step is None:
+            return cls(solver, f, times, torch.ones_like(spans, dtype=torch.int64))
+        # 1e-9: a span of three steps is three, not four, whatever its rounding
+        counts = (spans / solver.step - 1e-9).ceil().long().clamp_min(1)
+        return cls(solver, f, times, counts)
+
+    def plan(self) -> list[tuple[int, int, bool]]:
+        """(interval, step in it, whether it is the last one there), for the slowest sample."""
+        most = self.counts.max(0).values.tolist() if len(self.counts) else []
+        return [(j, s, s == m - 1) for j, m in enumerate(most) for s in range(m)]
+
+    def run(self, ground: Ground, plan: list[tuple[int, int, bool]]) -> tuple[Ground, list[Tensor]]:
+        """The steps of `plan`, and the states at the output times among them."""
+        states = []
+        for j, s, last in plan:
+            ground = self.step(ground, j, s)
+            if last:
+                states.append(ground.state())
+        return ground, states
+
+    def step(self, ground: Ground, j: int, s: int) -> Ground:
+        """Step s of interval j; of no length for the samples that are through with it."""
+        counts, start = self.counts[:, j], self.times[:, j]
+        h = (self.times[:, j + 1] - start) / counts
+        t = start + h * counts.clamp(max=s)
+        moving = (counts > s) & ~ground.failed
+        h = torch.where(moving, h, 0.0)
+        y = self._stepped(t, h, ground.y)
+        bad = ~y.isfinite().all(1) & moving
+        if bool(bad.any()):
+            ground, y = self._without(bad, ground, t, h)
+        moving = moving & ~bad
+        there = torch.where(moving, (t + h).detach(), ground.t)
+        return replace(ground, y=y, t=there, steps=ground.steps + moving)
+
+    def _without(self, bad: Tensor, ground: Ground, t: Tensor, h: Tensor) -> tuple[Ground, Tensor]:
+        """The step again, with the samples that met infinities or NaN at rest in zero.
+
+        Zero times NaN would reach what f shares among the samples in the backward pass.
+        """
+        wide = bad.unsqueeze(1)
+        last = torch.where(wide, ground.y.detach(), ground.last)
+        y = self._stepped(t, torch.where(bad, 0.0, h), torch.where(wide, 0.0, ground.y))
+        return replace(ground, last=last, failed=ground.failed | bad), y
+
+    def _stepped(self, t: Tensor, h: Tensor, y: Tensor) -> Tensor:
+        slope = self.f(t, y)
+        return explicit_step(self.f, self.solver.tableau, t, h, y, slope, ahead=False).y

@@ -1,0 +1,86 @@
+"""One Runge-Kutta step, of all samples at once, each over a step of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..state import Form
+from .tableaus import Row, Tableau
+
+Slope = Callable[[Tensor, Tensor], Tensor]  # t (B,), y (B, n) -> dy/dt (B, n)
+
+
+class Step(NamedTuple):
+    """What a step has found.
+
+    Attributes:
+        y: at t + h, `(B, n)`.
+        slope: f there, if it was asked for; else of the last stage.
+        increments: h k_i, the slopes times the step, `(B, n)` each.
+    """
+
+    y: Tensor
+    slope: Tensor
+    increments: list[Tensor]
+
+
+def flat_field(f: Callable[[Tensor, Any], Any], form: Form) -> Slope:
+    """The user's f on flat states; its t is `(B, 1, ..., 1)`, in the dtype of the state."""
+    checked = form.flat(f)
+    ones = [1] * len(form.shapes[0])
+    plain = form.single and len(ones) == 1 and not torch.is_autocast_enabled(form.device.type)
+    calls = 0
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if not plain or calls == 1:
+            return checked(t.to(y.dtype).view(-1, *ones), y)
+        # what the first call has shown to be right costs nothing to believe
+        return f(t.to(y.dtype).unsqueeze(1), y)
+
+    return field
+
+
+def explicit_step(
+    f: Slope, tableau: Tableau, t: Tensor, h: Tensor, y: Tensor, slope: Tensor, ahead: bool
+) -> Step:
+    """The step from (t, y), where f is `slope`, over h `(B,)`.
+
+    Args:
+        ahead: whether f is wanted at the end of the step too.
+    """
+    over = h.to(y.dtype).unsqueeze(1)
+    increments = [over * slope]
+    z = y
+    last = len(tableau.a) - 1
+    for i in range(1, last + 1):
+        z = combined(y, tableau.a[i], increments)
+        if i < last or ahead:
+            slope = f(t + tableau.c[i] * h, z)
+            increments.append(over * slope)
+    return Step(z, slope, increments)
+
+
+def more_stages(
+    f: Slope, tableau: Tableau, t: Tensor, h: Tensor, y: Tensor, increments: list[Tensor]
+) -> list[Tensor]:
+    """`increments` and those of the stages that only dense output needs."""
+    over = h.to(y.dtype).unsqueeze(1)
+    for c, row in zip(tableau.more_c, tableau.more, strict=True):
+        increments = [*increments, over * f(t + c * h, combined(y, row, increments))]
+    return increments
+
+
+def combined(y: Tensor, weights: Row, increments: Iterable[Tensor]) -> Tensor:
+    """y + sum_i weights_i increments_i."""
+    out = y
+    for w, v in zip(weights, increments, strict=False):
+        if w:
+            # the sum is our own from the second term on
+            out = torch.add(y, v, alpha=w) if out is y else out.add_(v, alpha=w)
+    return out
