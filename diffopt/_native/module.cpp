@@ -11,6 +11,7 @@
 
 #include "gradients.hpp"
 #include "history.hpp"
+#include "runge.hpp"
 
 #ifndef DIFFOPT_MODULE
 #define DIFFOPT_MODULE base
@@ -105,6 +106,54 @@ static void arnoldi_step(std::array<long, 4> sizes, int threads, std::array<Addr
     });
 }
 
+// (weight, array) for each slope.
+template <class X>
+static Increments<X> increments_of(const std::vector<std::pair<double, Address>>& terms) {
+    if (terms.size() > SLOPES) throw std::invalid_argument("too many slopes");
+    Increments<X> out{};
+    for (auto [weight, at] : terms) {
+        out.weight[out.count] = (X)weight;
+        out.at[out.count++] = (const X*)at;
+    }
+    return out;
+}
+
+template <class X>
+static void combine_all(long n, Address y, const std::vector<std::pair<double, Address>>& terms,
+                        Address out) {
+    combine<X>(n, (const X*)y, increments_of<X>(terms), (X*)out);
+}
+
+template <class X>
+static void judge_all(std::array<long, 2> sizes, std::array<double, 2> tolerances,
+                      const std::vector<std::vector<std::pair<double, Address>>>& estimates,
+                      std::array<Address, 4> to) {
+    if (estimates.size() > 2) throw std::invalid_argument("too many estimates of the error");
+    Increments<X> terms[2];
+    for (size_t e = 0; e < estimates.size(); e++) terms[e] = increments_of<X>(estimates[e]);
+    auto [samples, n] = sizes;
+    Judge<X> by{n,
+                (const X*)to[0],
+                (const X*)to[1],
+                (const X*)to[2],
+                (X)tolerances[0],
+                (X)tolerances[1]};
+    judge(samples, by, terms, (int)estimates.size(), (double*)to[3]);
+}
+
+// t, h, end, before, accepted, tried
+using ClockAt = std::array<Address, 6>;
+
+static Clock clock_of(long samples, const ClockAt& at) {
+    return {samples,
+            (const double*)at[0],
+            (const double*)at[1],
+            (const double*)at[2],
+            (const double*)at[3],
+            (const long*)at[4],
+            (const long*)at[5]};
+}
+
 using Chosen = std::tuple<bool, bool, bool>;
 
 PYBIND11_MODULE(DIFFOPT_MODULE, module) {
@@ -166,4 +215,19 @@ PYBIND11_MODULE(DIFFOPT_MODULE, module) {
     module.def("arnoldi_step_64", arnoldi_step<double>);
     module.def("broyden_step_32", broyden_step<float>);
     module.def("broyden_step_64", broyden_step<double>);
+    module.def("stride_64", [](long samples, const ClockAt& at, const std::vector<double>& c,
+                               Address step, Address times) {
+        stride(clock_of(samples, at), (long)c.size(), c.data(), (double*)step, (double*)times);
+    });
+    module.def("advance_64", [](long samples, const ClockAt& at, std::array<double, 6> constants,
+                                Address step, Address error, std::array<Address, 5> to) {
+        auto [alpha, beta, safety, shortest, longest, longest_step] = constants;
+        Controller by{alpha, beta, safety, shortest, longest, longest_step};
+        Advance advance{(double*)to[0], (double*)to[1], (double*)to[2], (long*)to[3], (long*)to[4]};
+        return advance(clock_of(samples, at), by, (const double*)step, (const double*)error);
+    });
+    module.def("combine_32", combine_all<float>);
+    module.def("combine_64", combine_all<double>);
+    module.def("judge_32", judge_all<float>);
+    module.def("judge_64", judge_all<double>);
 }

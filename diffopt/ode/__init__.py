@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..implicit import implicit_root_of
+from ..operators import Identity
 from ..solution import OnFailure, check_on_failure, report, succeeded
 from ..state import Form, State, form_of
 from .adjoint import Adjoint, Backsolve, Checkpointed, Discrete, Unrolled
-from .course import Course, course
-from .methods import RK4, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Solver, Tsit5
-from .step import flat_field
+from .backsolve import Backsolver, BacksolveRecord, captured
+from .course import Course, course_of
+from .methods import RK4, Adaptive, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Solver, Tsit5
+from .step import Slope, flat_field
 
 __all__ = [
     "Backsolve", "Bosh3", "Checkpointed", "Discrete", "Dopri5", "Dopri8", "Euler", "Heun",
@@ -32,6 +35,7 @@ class ODESolution:
         t: the time reached, `(B,)`: the last one, or where a failure happened.
         steps, rejected: steps accepted and not, `(B,)`.
         evaluations: of f while the sample was under way, `(B,)`.
+        backward: what the last backward pass did, see `BacksolveRecord`; None but for `Backsolve`.
     """
 
     ys: Any
@@ -40,6 +44,7 @@ class ODESolution:
     steps: Tensor
     rejected: Tensor
     evaluations: Tensor
+    backward: BacksolveRecord | None = None
 
     @property
     def y1(self) -> Any:
@@ -107,11 +112,10 @@ def odeint(
     adjoint = Discrete() if adjoint is None else adjoint
     _check_options(solver, adjoint, on_failure)
     form = form_of(y0, "y0", "f(t, y)")
-    y = form.pack(y0)
+    y = form.pack(y0).contiguous().resolve_neg()
     times = _times(t, y)
     field = flat_field(f, form)
-    every = adjoint.every if isinstance(adjoint, Checkpointed) else None
-    way = course(field, times, y, solver, follow=isinstance(adjoint, Unrolled), every=every)
+    way, record = _solved(field, times, y, solver, adjoint, on_failure)
     report(way.status, way.t, on_failure, "odeint", None, "up to t = {:.6g}")
     return ODESolution(
         _shaped(_filled(way, on_failure), form),
@@ -120,7 +124,28 @@ def odeint(
         way.accepted,
         way.tried - way.accepted,
         way.evaluations,
+        record,
     )
+
+
+def _solved(
+    field: Slope, times: Tensor, y: Tensor, solver: Solver, adjoint: Adjoint, on_failure: OnFailure
+) -> tuple[Course, BacksolveRecord | None]:
+    if not isinstance(adjoint, Backsolve):
+        every = adjoint.every if isinstance(adjoint, Checkpointed) else None
+        follow = isinstance(adjoint, Unrolled)
+        return course_of(field, times, y, solver, follow=follow, every=every), None
+    record = BacksolveRecord()
+    with torch.no_grad():
+        way = course_of(field, times, y, solver)
+    if not torch.is_grad_enabled():
+        return way, record
+    back = adjoint.solver or (solver if isinstance(solver, Adaptive) else Dopri5())
+    leaves = captured(field, times[:, 0], y)
+    pull_back = Backsolver(field, times.detach(), leaves, back, record, on_failure)
+    states = way.ys.flatten(1)
+    root = implicit_root_of(states, Identity(), pull_back, (states,), (y, times, *leaves))
+    return way._replace(ys=root.view_as(way.ys)), record
 
 
 def _check_options(solver: object, adjoint: object, on_failure: str) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..solution import check_counts
+from .methods import Adaptive
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Checkpointed:
 
 @dataclass(frozen=True)
 class Unrolled:
-    """Backpropagation through everything, the choice of the steps included: a reference."""
+    """Backpropagation through everything, the choice of the steps (but the first) included: a reference."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,20 @@ class Backsolve:
     output time (`ODESolution.backward`), and a warning is given.
 
     Attributes:
-        solver: for the way back; None for that of the forward pass.
+        solver: for the way back; None for that of the forward pass if its steps are adaptive,
+            else `Dopri5()`.
 
     Source: Chen et al., "Neural Ordinary Differential Equations" (NeurIPS 2018), Algorithm 1.
     """
 
-    solver: object = None
+    solver: Adaptive | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver is not None and not isinstance(self.solver, Adaptive):
+            raise ValueError(
+                f"Backsolve(solver={self.solver!r}): expected one with adaptive steps, for example "
+                "Dopri5(), or None"
+            )
 
 
 Adjoint = Discrete | Checkpointed | Unrolled | Backsolve

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from .. import _native
 from .methods import Adaptive
-from .step import Slope, combined
+from .step import Slope, addressed, combined
 
 SAFETY = 0.9  # of the step that would just meet the tolerance
 SHORTEST, LONGEST = 0.2, 10.0  # times the last step
+BEST = 1e-4  # the smallest error that the controller remembers
 MEMORY = 0.2  # weight of the previous error; Hairer & Wanner's beta = 0.04 for order 5
 
 
 def scaled_error(solver: Adaptive, y: Tensor, new: Tensor, increments: list[Tensor]) -> Tensor:
     """The local error of a step over its tolerance, `(B,)`; NaN or inf if a slope is."""
+    native = None if torch.is_grad_enabled() else _native.kernel("judge", y)
+    if native is not None:
+        return _judged(native, solver, y, new, increments)
     scale = torch.maximum(y.abs(), new.abs()).mul_(solver.rtol).add_(solver.atol)
     first, *rest = solver.tableau.error
     error = _size(_weighted(first, increments), scale)
     if rest:  # Hairer, Norsett & Wanner, II.10: E = e5^2 / sqrt(e5^2 + 0.01 e3^2)
         third = _size(_weighted(rest[0], increments), scale)
         error = error.square() / (error.square() + 0.01 * third.square()).sqrt().clamp_min(1e-300)
+    if not first[-1]:  # the estimate has not seen the last slope
+        error = error + 0 * increments[-1].sum(1)
     return error
+
+
+def _judged(
+    native: Callable[..., None], solver: Adaptive, y: Tensor, new: Tensor, increments: list[Tensor]
+) -> Tensor:
+    """The same by the compiled core."""
+    rows = solver.tableau.error
+    terms = [addressed((w, v) for w, v in zip(row, increments, strict=True) if w) for row in rows]
+    unseen = 0 if rows[0][-1] else increments[-1].data_ptr()
+    out = torch.empty(len(y), dtype=torch.float64, device="cpu")
+    places = y.data_ptr(), new.data_ptr(), unseen, out.data_ptr()
+    native(tuple(y.shape), (solver.rtol, solver.atol), terms, places)
+    return out
 
 
 def next_step(solver: Adaptive, h: Tensor, error: Tensor, before: Tensor, ok: Tensor) -> Tensor:
@@ -31,12 +53,17 @@ def next_step(solver: Adaptive, h: Tensor, error: Tensor, before: Tensor, ok: Te
     MEMORY / order, where `before` is the error of the last accepted step. No longer than h after
     a rejection.
     """
-    beta = MEMORY / solver.tableau.order
-    alpha = 1 / solver.tableau.order - 0.75 * beta
+    alpha, beta = exponents(solver)
     factor = error.clamp_min(1e-10).pow(-alpha).mul(before.pow(beta)).mul(SAFETY)
     factor = factor.nan_to_num(SHORTEST, SHORTEST, SHORTEST).clamp(SHORTEST, LONGEST)
     h = h * torch.where(ok, factor, factor.clamp(max=SAFETY))
-    return h if solver.max_step == float("inf") else h.clamp(-solver.max_step, solver.max_step)
+    return h.clamp(-solver.max_step, solver.max_step)
+
+
+def exponents(solver: Adaptive) -> tuple[float, float]:
+    """alpha and beta of the controller."""
+    beta = MEMORY / solver.tableau.order
+    return 1 / solver.tableau.order - 0.75 * beta, beta
 
 
 def first_step(

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..solution import Status
+from .dense import Output
 from .grid import Grid, Ground
 from .march import March, Place
-from .methods import Adaptive, FixedStep, Solver
+from .methods import FixedStep, Solver
 from .step import Slope
 
 
@@ -34,7 +35,7 @@ class Course(NamedTuple):
     evaluations: Tensor
 
 
-def course(
+def course_of(
     f: Slope,
     times: Tensor,
     y: Tensor,
@@ -53,31 +54,30 @@ def course(
     if isinstance(solver, FixedStep):
         return _on_grid(Grid.over(solver, f, times), y, every)
     march = March(solver, f, follow)
-    return _finished(_driven(march, march.start(times, y), every), times, y, solver)
+    return _finished(march, _driven(march, march.start(times, y), every), times, y)
 
 
 def _driven(march: March, at: Place, every: int | None) -> Place:
     left = march.solver.max_steps
     if every is None:
         return march.run(at, left)
-    while left > 0 and bool((at.t != at.end).any()):
+    while left > 0 and at.under_way:
         at = checkpoint(march.run, at, min(every, left), use_reentrant=False)
         left -= every
     return at
 
 
-def _finished(at: Place, times: Tensor, y: Tensor, solver: Adaptive) -> Course:
-    limit = at.status == int(Status.ITERATION_LIMIT)
-    status = torch.where(limit & (at.t == at.end), int(Status.CONVERGED), at.status)
-    failed = (status != int(Status.CONVERGED)) & ~limit
+def _finished(march: March, at: Place, times: Tensor, y: Tensor) -> Course:
+    status, tableau = march.status(at), march.solver.tableau
+    failed = (status != int(Status.CONVERGED)) & (status != int(Status.ITERATION_LIMIT))
     last = torch.where(failed.unsqueeze(1), at.last, at.y) if bool(failed.any()) else at.y
-    if at.output is None:
-        ys = torch.stack([y, last][: times.shape[1]], 1)
-    else:
+    if isinstance(at.output, Output):
         ys = at.output.states(y, last)
-    start = 1 if solver.first_step is not None else 2
-    evaluations = start + at.tried * (len(solver.tableau.a) - 1)
-    return Course(ys, status, at.t.detach(), at.accepted, at.tried, evaluations)
+    else:
+        ys = torch.stack([y, last][: times.shape[1]], 1)
+    clock, start = at.clock, 2 - (march.solver.first_step is not None)
+    evaluations = start + clock.tried * (len(tableau.a) - 1)
+    return Course(ys, status, clock.t.detach(), clock.accepted, clock.tried, evaluations)
 
 
 def _on_grid(grid: Grid, y: Tensor, every: int | None) -> Course:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,12 @@ class Passed:
     y: Tensor
     increments: list[Tensor]
     ok: Tensor
+
+
+class Collector(Protocol):
+    """What takes something along from every step, and is another one after it."""
+
+    def after(self, step: Passed) -> Collector: ...
 
 
 @dataclass(frozen=True)

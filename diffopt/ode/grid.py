@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .methods import FixedStep
-from .step import Slope, explicit_step
+from .step import Slope, explicit_step, nodes
 
 
 @dataclass(frozen=True)
@@ -105,5 +105,6 @@ class Grid:
         return replace(ground, last=last, failed=ground.failed | bad), y
 
     def _stepped(self, t: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        slope = self.f(t, y)
-        return explicit_step(self.f, self.solver.tableau, t, h, y, slope, ahead=False).y
+        tableau = self.solver.tableau
+        times = t + nodes(tableau.c, t.device) * h
+        return explicit_step(self.f, tableau, times, h, y, self.f(t, y), ahead=False).y

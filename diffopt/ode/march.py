@@ -15,36 +15,32 @@ import torch
 from torch import Tensor
 
 from ..solution import Status
-from .control import first_step, next_step, scaled_error
-from .dense import Output, Passed
+from .clock import Clock
+from .control import first_step, scaled_error
+from .dense import Collector, Output, Passed
 from .methods import Adaptive
-from .step import Slope, Step, explicit_step
+from .step import Slope, Step, explicit_step, nodes
 
 
 class Place(NamedTuple):
     """Where the samples are.
 
     Attributes:
-        t, y, slope: the time `(B,)`, the state and f there `(B, n)`.
-        h: the step to try next, `(B,)`, with its sign.
-        before: the error of the last accepted step.
-        end: where a sample stops: at the last time, or where it failed.
-        status, accepted, tried: `(B,)`, int64.
-        last: y of the samples that failed, where they did.
-        output: what was passed on the way; None if only the last state is wanted.
+        clock: their times and steps.
+        y, slope: the state and f there, `(B, n)`.
+        status: `(B,)`, ITERATION_LIMIT while a sample is under way.
+        last: `(B, n)`, y of the samples that failed, where they did.
+        output: what was collected on the way; None if only the last state is wanted.
+        under_way: whether any sample is.
     """
 
-    t: Tensor
+    clock: Clock
     y: Tensor
     slope: Tensor
-    h: Tensor
-    before: Tensor
-    end: Tensor
     status: Tensor
-    accepted: Tensor
-    tried: Tensor
     last: Tensor
-    output: Output | None
+    output: Collector | None
+    under_way: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class March:
     Attributes:
         solver: the method and its tolerances.
         f: the field, on flat states.
-        follow: whether the choice of the steps is differentiated, too.
+        follow: whether the choice of the steps after the first is differentiated, too.
     """
 
     solver: Adaptive
@@ -63,60 +59,52 @@ class March:
 
     def start(self, times: Tensor, y: Tensor) -> Place:
         """The samples at the first of their `times` `(B, T)`."""
-        t, end = times[:, 0], times[:, -1]
+        t, end = (v.contiguous() for v in (times[:, 0], times[:, -1]))
         slope = self.f(t, y)
-        with self._unrecorded():
+        with torch.no_grad():
             h = first_step(self.solver, self.f, t, y, slope, end - t)
         count = torch.zeros_like(t, dtype=torch.int64)
-        status = torch.full_like(count, int(Status.ITERATION_LIMIT))
+        clock = Clock(t, h, end, torch.ones_like(h), count, count)
         output = Output.at(times, self.solver.tableau, self.f) if times.shape[1] > 2 else None
-        place = Place(
-            t, y, slope, h, torch.ones_like(h), end, status, count, count, y.detach(), output
-        )
+        status = torch.full_like(count, int(Status.ITERATION_LIMIT))
+        at = Place(clock, y, slope, status, y.detach(), output, times.shape[1] > 1)
         bad = ~slope.isfinite().all(1)
         failure = torch.full_like(status, int(Status.NUMERICAL_FAILURE))
-        return _given_up(place, bad, failure) if bool(bad.any()) else place
+        return _given_up(at, bad, failure) if bool(bad.any()) else at
 
     def run(self, at: Place, tries: int) -> Place:
         """`tries` steps further, or to the end."""
         for _ in range(tries):
-            if not bool((at.t != at.end).any()):
+            if not at.under_way:
                 break
             at = self.step(at)
         return at
 
+    def status(self, at: Place) -> Tensor:
+        """How the samples ended, `(B,)`."""
+        limit = at.status == int(Status.ITERATION_LIMIT)
+        arrived = limit & (at.clock.t == at.clock.end)
+        return torch.where(arrived, int(Status.CONVERGED), at.status)
+
     def step(self, at: Place) -> Place:
         """One step, tried by every sample."""
-        left = at.end - at.t
-        final = at.h.abs() >= left.abs()
-        h = torch.where(final, left, at.h)
-        trial, error = self._tried(at, h)
-        ok = error <= 1
-        everyone = bool(ok.all())
+        h, times = at.clock.stride(self.solver.tableau.c)
+        trial, error = self._tried(at, times, h)
+        clock, everyone, under_way = at.clock.advance(self.solver, h, error)
         if not everyone and torch.is_grad_enabled():
             trial = self._without(~error.isfinite(), at, h, trial)
-        with self._unrecorded():
-            longer = next_step(self.solver, h, error, at.before, ok)
-        running = left != 0
-        new = Place(
-            torch.where(final, at.end, at.t + h), trial.y, trial.slope, longer,
-            error.clamp_min(1e-4), at.end, at.status, at.accepted + running, at.tried + running,
-            at.last, at.output,
-        )  # fmt: skip
+        new = at._replace(clock=clock, y=trial.y, slope=trial.slope, under_way=under_way)
         if at.output is not None:
-            passed = Passed(at.t, new.t, h, at.y, trial.increments, ok)
+            passed = Passed(at.clock.t, clock.t, h, at.y, trial.increments, error <= 1)
             new = new._replace(output=at.output.after(passed))
-        return new if everyone else self._partly(at, new, h, error, ok)
+        return new if everyone else self._partly(at, new, h, error)
 
-    def _tried(self, at: Place, h: Tensor) -> tuple[Step, Tensor]:
+    def _tried(self, at: Place, times: Tensor, h: Tensor) -> tuple[Step, Tensor]:
         """The step and its error in units of the tolerance."""
         tableau = self.solver.tableau
-        trial = explicit_step(self.f, tableau, at.t, h, at.y, at.slope, ahead=True)
+        trial = explicit_step(self.f, tableau, times, h, at.y, at.slope, ahead=True)
         with self._unrecorded():
-            error = scaled_error(self.solver, at.y, trial.y, trial.increments)
-            if not tableau.error[0][-1]:  # it has not seen the last slope
-                error = error + 0 * trial.increments[-1].sum(1)
-        return trial, error
+            return trial, scaled_error(self.solver, at.y, trial.y, trial.increments)
 
     def _without(self, bad: Tensor, at: Place, h: Tensor, trial: Step) -> Step:
         """The step again, of no length for the samples that met infinities or NaN in it.
@@ -126,44 +114,44 @@ class March:
         """
         if not bool(bad.any()):
             return trial
-        return self._tried(at, torch.where(bad, 0.0, h))[0]
+        h = torch.where(bad, 0.0, h)
+        times = at.clock.t + nodes(self.solver.tableau.c, h.device) * h
+        return self._tried(at, times, h)[0]
 
-    def _partly(self, at: Place, new: Place, h: Tensor, error: Tensor, ok: Tensor) -> Place:
+    def _partly(self, at: Place, new: Place, h: Tensor, error: Tensor) -> Place:
         """`new` where the step is accepted, and `at` with a shorter step elsewhere."""
+        ok = error <= 1
         wide = ok.unsqueeze(1)
         new = new._replace(
-            t=torch.where(ok, new.t, at.t),
-            y=torch.where(wide, new.y, at.y),
-            slope=torch.where(wide, new.slope, at.slope),
-            before=torch.where(ok, new.before, at.before),
-            accepted=torch.where(ok, new.accepted, at.accepted),
+            y=torch.where(wide, new.y, at.y), slope=torch.where(wide, new.slope, at.slope)
         )
-        short = ~ok & (h.abs() <= _least(at))
+        short = ~ok & (h.abs() <= _least(at.clock)) & (at.clock.t != at.clock.end)
         if not bool(short.any()):
             return new
-        status = torch.where(
-            error.isfinite(), int(Status.STEP_UNDERFLOW), int(Status.NUMERICAL_FAILURE)
-        )
-        return _given_up(new, short & (at.t != at.end), status)
+        underflow, failure = int(Status.STEP_UNDERFLOW), int(Status.NUMERICAL_FAILURE)
+        return _given_up(new, short, torch.where(error.isfinite(), underflow, failure))
 
     def _unrecorded(self) -> nullcontext[None] | torch.no_grad:
         return nullcontext() if self.follow else torch.no_grad()
 
 
-def _least(at: Place) -> Tensor:
-    """The length of a step at which the sample is given up: some roundings of t."""
-    size = torch.maximum(at.t.abs(), 1e-8 * at.end.abs())
-    return 4 * torch.finfo(at.t.dtype).eps * size.detach()
+def _least(clock: Clock) -> Tensor:
+    """The length of a step at which a sample is given up: some roundings of t."""
+    size = torch.maximum(clock.t.abs(), 1e-8 * clock.end.abs())
+    return 4 * torch.finfo(clock.t.dtype).eps * size.detach()
 
 
 def _given_up(at: Place, bad: Tensor, status: Tensor) -> Place:
     """`at`, its `bad` samples ended where they are, and at rest in zero, where f may be finite."""
-    wide = bad.unsqueeze(1)
+    wide, clock = bad.unsqueeze(1), at.clock
+    clock = clock._replace(
+        end=torch.where(bad, clock.t, clock.end), h=torch.where(bad, 0.0, clock.h)
+    )
     return at._replace(
-        end=torch.where(bad, at.t, at.end),
-        status=torch.where(bad, status, at.status),
-        last=torch.where(wide, at.y.detach(), at.last),
+        clock=clock,
         y=torch.where(wide, 0.0, at.y),
         slope=torch.where(wide, 0.0, at.slope),
-        h=torch.where(bad, 0.0, at.h),
+        status=torch.where(bad, status, at.status),
+        last=torch.where(wide, at.y.detach(), at.last),
+        under_way=bool((clock.t != clock.end).any()),
     )

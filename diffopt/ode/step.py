@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import _native
 from ..state import Form
 from .tableaus import Row, Tableau
 
@@ -47,23 +49,30 @@ def flat_field(f: Callable[[Tensor, Any], Any], form: Form) -> Slope:
 
 
 def explicit_step(
-    f: Slope, tableau: Tableau, t: Tensor, h: Tensor, y: Tensor, slope: Tensor, ahead: bool
+    f: Slope, tableau: Tableau, times: Tensor, h: Tensor, y: Tensor, slope: Tensor, ahead: bool
 ) -> Step:
-    """The step from (t, y), where f is `slope`, over h `(B,)`.
+    """The step from y, where f is `slope`, over h `(B,)`.
 
     Args:
+        times: t + c h, `(stages, B)`.
         ahead: whether f is wanted at the end of the step too.
     """
     over = h.to(y.dtype).unsqueeze(1)
-    increments = [over * slope]
-    z = y
+    increments = [(over * slope).contiguous()]
+    z, rows = y, times.unbind(0)
     last = len(tableau.a) - 1
     for i in range(1, last + 1):
         z = combined(y, tableau.a[i], increments)
         if i < last or ahead:
-            slope = f(t + tableau.c[i] * h, z)
-            increments.append(over * slope)
+            slope = f(rows[i], z)
+            increments.append((over * slope).contiguous())
     return Step(z, slope, increments)
+
+
+@cache
+def nodes(c: Row, device: torch.device) -> Tensor:
+    """c as a column, in float64."""
+    return torch.tensor(c, dtype=torch.float64, device=device).unsqueeze(1)
 
 
 def more_stages(
@@ -72,15 +81,26 @@ def more_stages(
     """`increments` and those of the stages that only dense output needs."""
     over = h.to(y.dtype).unsqueeze(1)
     for c, row in zip(tableau.more_c, tableau.more, strict=True):
-        increments = [*increments, over * f(t + c * h, combined(y, row, increments))]
+        slope = f(t + c * h, combined(y, row, increments))
+        increments = [*increments, (over * slope).contiguous()]
     return increments
 
 
-def combined(y: Tensor, weights: Row, increments: Iterable[Tensor]) -> Tensor:
-    """y + sum_i weights_i increments_i."""
+def combined(y: Tensor, weights: Row, increments: Sequence[Tensor]) -> Tensor:
+    """y + sum_i weights_i increments_i; all of one shape and contiguous."""
+    terms = [(w, v) for w, v in zip(weights, increments, strict=False) if w]
+    native = None if torch.is_grad_enabled() else _native.kernel("combine", y)
+    if native is not None:
+        out = torch.empty_like(y)
+        native(y.numel(), y.data_ptr(), addressed(terms), out.data_ptr())
+        return out
     out = y
-    for w, v in zip(weights, increments, strict=False):
-        if w:
-            # the sum is our own from the second term on
-            out = torch.add(y, v, alpha=w) if out is y else out.add_(v, alpha=w)
+    for w, v in terms:
+        # the sum is our own from the second term on
+        out = torch.add(y, v, alpha=w) if out is y else out.add_(v, alpha=w)
     return out
+
+
+def addressed(terms: Iterable[tuple[float, Tensor]]) -> list[tuple[float, int]]:
+    """What the compiled core takes for weights and arrays."""
+    return [(w, v.data_ptr()) for w, v in terms]

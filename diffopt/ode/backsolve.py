@@ -1,0 +1,190 @@
+"""The continuous adjoint: an ordinary differential equation for the derivative, solved backwards.
+
+With a(t) = dL/dy(t) between the output times,
+
+    a' = -f_y^T a,      dL/dtheta = int a^T f_theta dt,      a(t_j) jumps by dL/dy_j,
+
+and y itself is found again on the way, from the state kept at each output time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..solution import ConvergenceError, ConvergenceWarning, OnFailure, report
+from .dense import Passed
+from .march import March
+from .methods import Adaptive
+from .step import Slope, combined, more_stages
+
+# Gauss-Legendre on [0, 1], of order 6: nodes and weights
+GAUSS = ((0.5 - 0.15**0.5, 5 / 18), (0.5, 4 / 9), (0.5 + 0.15**0.5, 5 / 18))
+FAR = 1000.0  # times the tolerance: further off than what one solve adds up to
+
+
+class BacksolveRecord:
+    """What the last backward pass did: None before it.
+
+    Attributes:
+        mismatch: `(B,)`, the largest distance of y on the way back from the state of the forward
+            pass at an output time, in units of the tolerance.
+        evaluations: of f, `(B,)`.
+    """
+
+    def __init__(self) -> None:
+        self.mismatch: Tensor | None = None
+        self.evaluations: Tensor | None = None
+
+
+def captured(f: Slope, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """The leaves that f(t, y) depends on, besides t and y: parameters, and loose tensors."""
+    with torch.enable_grad():
+        node = f(t.detach(), y.detach()).grad_fn
+    found, seen, left = {}, set(), [node]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found[id(leaf)] = leaf
+        left += [n for n, _ in node.next_functions]
+    return tuple(found.values())
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The integral of a^T f_theta over the steps so far, one sum for each of `leaves`."""
+
+    f: Slope
+    way_back: Slope
+    leaves: tuple[Tensor, ...]
+    solver: Adaptive
+    totals: tuple[Tensor, ...]
+
+    def after(self, step: Passed) -> Sensitivity:
+        """With the step added, by Gauss quadrature on its polynomial."""
+        tableau = self.solver.tableau
+        increments = more_stages(self.way_back, tableau, step.t, step.h, step.y, step.increments)
+        wide, totals = step.ok.unsqueeze(1), self.totals
+        for node, weight in GAUSS:
+            row = tuple(sum(p * node ** (d + 1) for d, p in enumerate(P)) for P in tableau.dense)
+            state = torch.where(wide, combined(step.y, row, increments), step.y)
+            y, a = state.chunk(2, 1)
+            over = (-weight * step.h).to(a.dtype).unsqueeze(1)
+            grads = _vjp(
+                self.f, step.t + node * step.h, y, torch.where(wide, over * a, 0.0), self.leaves
+            )
+            totals = tuple(s + g for s, g in zip(totals, grads, strict=True))
+        return replace(self, totals=totals)
+
+
+@dataclass(frozen=True)
+class Backsolver:
+    """The pull-back of the states at the output times to y0, the times, and the leaves of f.
+
+    Attributes:
+        f: the field, on flat states.
+        times: `(B, T)`.
+        leaves: what f depends on.
+        solver: for the way back.
+        record, on_failure: where to say how it went.
+    """
+
+    f: Slope
+    times: Tensor
+    leaves: tuple[Tensor, ...]
+    solver: Adaptive
+    record: BacksolveRecord
+    on_failure: OnFailure
+
+    def __call__(self, w: Tensor, needed: Sequence[bool], ys: Tensor) -> tuple[Tensor, ...]:
+        """-w^T d(states)/d(y0, times, *leaves), with w and the states `(B, T n)`."""
+        with torch.no_grad():
+            B, T = self.times.shape
+            states, v = ys.view(B, T, -1), -w.detach().view(B, T, -1)
+            slopes = [self.f(self.times[:, j], states[:, j]) for j in range(T)]
+            of_times = [(v[:, j] * slopes[j]).sum(1) for j in range(T)]
+            a, totals = self._swept(states, v)
+            of_times[0] = -((a - v[:, 0]) * slopes[0]).sum(1)
+            grads = a, torch.stack(of_times, 1).to(self.times.dtype), *totals
+        # The tie to w makes a further derivative raise; see `nodes`.
+        return tuple(g + 0 * w.sum().to(g.dtype) for g in grads) if w.requires_grad else grads
+
+    def _swept(self, states: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """a at the first time, and the integrals for the leaves."""
+        T = self.times.shape[1]
+        a, totals = v[:, T - 1], tuple(torch.zeros_like(p) for p in self.leaves)
+        worst = torch.zeros_like(self.times[:, 0])
+        evaluations = torch.zeros_like(worst, dtype=torch.int64)
+        march = March(self.solver, self._way_back)
+        for j in range(T - 1, 0, -1):
+            here = torch.cat([states[:, j], a], 1)
+            at = march.start(self.times[:, [j, j - 1]].detach(), here)
+            total = Sensitivity(self.f, self._way_back, self.leaves, self.solver, totals)
+            at = march.run(at._replace(output=total), self.solver.max_steps)
+            report(
+                march.status(at),
+                at.clock.t,
+                self.on_failure,
+                "Backsolve",
+                None,
+                "back to t = {:.6g}",
+            )
+            y, a = at.y.chunk(2, 1)
+            worst = torch.maximum(worst, self._distance(y, states[:, j - 1]))
+            evaluations += 2 + at.clock.tried * (len(self.solver.tableau.a) - 1)
+            assert isinstance(at.output, Sensitivity)
+            a, totals = a + v[:, j - 1], at.output.totals
+        self.record.mismatch, self.record.evaluations = worst, evaluations
+        self._warn(worst)
+        return a, totals
+
+    def _way_back(self, t: Tensor, state: Tensor) -> Tensor:
+        """(f, -f_y^T a)."""
+        y, a = state.chunk(2, 1)
+        y = y.detach().requires_grad_()
+        with torch.enable_grad():
+            slope = self.f(t, y)
+        if not slope.requires_grad:
+            return torch.cat([slope, torch.zeros_like(a)], 1)
+        (pulled,) = torch.autograd.grad(slope, y, -a, retain_graph=True, allow_unused=True)
+        return torch.cat([slope.detach(), torch.zeros_like(a) if pulled is None else pulled], 1)
+
+    def _distance(self, y: Tensor, state: Tensor) -> Tensor:
+        scale = self.solver.atol + self.solver.rtol * state.abs()
+        return ((y - state) / scale).double().square().mean(1).sqrt()
+
+    def _warn(self, mismatch: Tensor) -> None:
+        far = (mismatch > FAR).nonzero().flatten().tolist()
+        if not far or self.on_failure in ("nan", "ignore"):
+            return
+        names = ", ".join(str(i) for i in far[:5]) + (", ..." if len(far) > 5 else "")
+        message = (
+            f"Backsolve: on the way back y misses the states of the forward pass by up to "
+            f"{float(mismatch.max()):.1e} times the tolerance (sample {names}): the gradient is "
+            "wrong there; use adjoint=Discrete(), or Checkpointed() for its memory"
+        )
+        if self.on_failure == "raise":
+            raise ConvergenceError(message)
+        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+
+
+def _vjp(
+    f: Slope, t: Tensor, y: Tensor, cotangent: Tensor, leaves: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """cotangent^T f_theta for the `leaves` theta."""
+    with torch.enable_grad():
+        slope = f(t, y)
+    if not slope.requires_grad:
+        return tuple(torch.zeros_like(p) for p in leaves)
+    grads = torch.autograd.grad(slope, leaves, cotangent, retain_graph=True, allow_unused=True)
+    return tuple(
+        torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)
+    )
