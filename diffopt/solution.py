@@ -58,9 +58,9 @@ _MESSAGES = {
     "relax them or add slack",
     Status.DUAL_INFEASIBLE: "the objective is unbounded below (a certificate was found); add "
     "bounds or a quadratic term",
-    Status.NUMERICAL_FAILURE: "a singular system or a non-finite value was met; the derivative "
-    "may not exist here (of a QP whose solution is not unique: see proximal and smoothing), or "
-    "the problem needs scaling or regularisation",
+    Status.NUMERICAL_FAILURE: "a singular system or a non-finite value was met: check the data and "
+    "the functions of them; the derivative may not exist here (of a QP whose solution is not "
+    "unique: see proximal and smoothing), or the problem needs scaling or regularisation",
     Status.INVALID_INPUT: "the data hold NaN, or an infinity where none is allowed, or Q is not "
     "positive semidefinite, or a projection moves a point that it has projected already",
     Status.STEP_UNDERFLOW: "no step, however short, meets the tolerance; loosen it, check f for a "

@@ -14,7 +14,7 @@ from ..operators import Identity
 from ..solution import OnFailure, check_on_failure, report, succeeded
 from ..state import Form, State, form_of
 from .adjoint import Adjoint, Backsolve, Checkpointed, Discrete, Unrolled
-from .backsolve import Backsolver, BacksolveRecord, captured
+from .backsolve import Backsolver, BacksolveRecord, captured, looser
 from .course import Course, course_of
 from .methods import RK4, Adaptive, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Solver, Tsit5
 from .step import Slope, flat_field
@@ -142,7 +142,9 @@ def _solved(
         return way, record
     back = adjoint.solver or (solver if isinstance(solver, Adaptive) else Dopri5())
     leaves = captured(field, times[:, 0], y)
-    pull_back = Backsolver(field, times.detach(), leaves, back, record, on_failure)
+    pull_back = Backsolver(
+        field, times.detach(), leaves, back, looser(solver, back), record, on_failure
+    )
     states = way.ys.flatten(1)
     root = implicit_root_of(states, Identity(), pull_back, (states,), (y, times, *leaves))
     return way._replace(ys=root.view_as(way.ys)), record

@@ -48,7 +48,10 @@ class Checkpointed:
 
 @dataclass(frozen=True)
 class Unrolled:
-    """Backpropagation through everything, the choice of the steps (but the first) included: a reference."""
+    """Backpropagation through everything, the choice of the steps after the first too.
+
+    A reference to compare with; a sample that meets NaN gives it to the gradient of all.
+    """
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..solution import ConvergenceError, ConvergenceWarning, OnFailure, report
 from .dense import Passed
 from .march import March
-from .methods import Adaptive
+from .methods import Adaptive, Solver
 from .step import Slope, combined, more_stages
 
 # Gauss-Legendre on [0, 1], of order 6: nodes and weights
@@ -32,13 +32,21 @@ class BacksolveRecord:
 
     Attributes:
         mismatch: `(B,)`, the largest distance of y on the way back from the state of the forward
-            pass at an output time, in units of the tolerance.
+            pass at an output time, in units of the tolerance (the looser of the two ways; 1e-6 for
+            fixed steps).
         evaluations: of f, `(B,)`.
     """
 
     def __init__(self) -> None:
         self.mismatch: Tensor | None = None
         self.evaluations: Tensor | None = None
+
+
+def looser(forward: Solver, back: Adaptive) -> tuple[float, float]:
+    """rtol and atol of the less accurate of the two."""
+    if isinstance(forward, Adaptive):
+        return max(forward.rtol, back.rtol), max(forward.atol, back.atol)
+    return max(1e-6, back.rtol), max(1e-6, back.atol)
 
 
 def captured(f: Slope, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -94,6 +102,7 @@ class Backsolver:
         times: `(B, T)`.
         leaves: what f depends on.
         solver: for the way back.
+        tolerance: rtol and atol, in units of which the mismatch is said.
         record, on_failure: where to say how it went.
     """
 
@@ -101,6 +110,7 @@ class Backsolver:
     times: Tensor
     leaves: tuple[Tensor, ...]
     solver: Adaptive
+    tolerance: tuple[float, float]
     record: BacksolveRecord
     on_failure: OnFailure
 
@@ -158,7 +168,8 @@ class Backsolver:
         return torch.cat([slope.detach(), torch.zeros_like(a) if pulled is None else pulled], 1)
 
     def _distance(self, y: Tensor, state: Tensor) -> Tensor:
-        scale = self.solver.atol + self.solver.rtol * state.abs()
+        rtol, atol = self.tolerance
+        scale = atol + rtol * state.abs()
         return ((y - state) / scale).double().square().mean(1).sqrt()
 
     def _warn(self, mismatch: Tensor) -> None:

@@ -27,7 +27,8 @@ def scaled_error(solver: Adaptive, y: Tensor, new: Tensor, increments: list[Tens
     error = _size(_weighted(first, increments), scale)
     if rest:  # Hairer, Norsett & Wanner, II.10: E = e5^2 / sqrt(e5^2 + 0.01 e3^2)
         third = _size(_weighted(rest[0], increments), scale)
-        error = error.square() / (error.square() + 0.01 * third.square()).sqrt().clamp_min(1e-300)
+        square = error.square()
+        error = square / (square + 0.01 * third.square()).clamp_min(1e-300).sqrt()
     if not first[-1]:  # the estimate has not seen the last slope
         error = error + 0 * increments[-1].sum(1)
     return error

@@ -90,11 +90,12 @@ class Output:
         """The states of `rows` at their `times`, as one column of rows; anything outside."""
         increments = more_stages(self.f, self.tableau, step.t, step.h, step.y, step.increments)
         theta = (times - step.t[rows, None]) / step.h[rows, None]
-        theta = torch.where(inside, theta, 0.0).to(step.y.dtype)
-        P = theta.new_tensor(self.tableau.dense)
-        powers = theta.unsqueeze(-1) ** torch.arange(1, P.shape[1] + 1, device=theta.device)
-        stages = torch.stack([v[rows] for v in increments], 1)
-        return (step.y[rows].unsqueeze(1) + powers @ P.T @ stages).flatten(0, 1)
+        theta = torch.where(inside, theta, 0.0).to(step.y.dtype).unsqueeze(-1)
+        values = step.y[rows].unsqueeze(1)
+        # sums entry by entry: a product of matrices rounds differently in another batch
+        for w, v in zip(_weights(self.tableau, theta).split(1, -1), increments, strict=True):
+            values = torch.addcmul(values, w, v[rows].unsqueeze(1))
+        return values.flatten(0, 1)
 
     def states(self, first: Tensor, last: Tensor) -> Tensor:
         """`(B, T, n)`, with `first` at the first time, and `last` where none was found."""
@@ -102,3 +103,11 @@ class Output:
         place = torch.where(self.place < 0, samples, self.place + len(last))
         inner = torch.cat([last, *self.found])[place[:, 1:-1]]
         return torch.cat([first.unsqueeze(1), inner, last.unsqueeze(1)], 1)
+
+
+def _weights(tableau: Tableau, theta: Tensor) -> Tensor:
+    """sum_d P_id theta^d for all slopes i, `(R, J, 1)` to `(R, J, stages)`; Horner's rule."""
+    out = torch.zeros_like(theta)
+    for column in reversed(theta.new_tensor(tableau.dense).unbind(1)):
+        out = (out + column) * theta
+    return out

@@ -67,7 +67,8 @@ class Grid:
 
     def plan(self) -> list[tuple[int, int, bool]]:
         """(interval, step in it, whether it is the last one there), for the slowest sample."""
-        most = self.counts.max(0).values.tolist() if len(self.counts) else []
+        counts = self.counts if len(self.counts) else self.counts.new_ones(1, self.counts.shape[1])
+        most = counts.max(0).values.tolist()
         return [(j, s, s == m - 1) for j, m in enumerate(most) for s in range(m)]
 
     def run(self, ground: Ground, plan: list[tuple[int, int, bool]]) -> tuple[Ground, list[Tensor]]:

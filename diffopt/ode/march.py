@@ -95,7 +95,9 @@ class March:
             trial = self._without(~error.isfinite(), at, h, trial)
         new = at._replace(clock=clock, y=trial.y, slope=trial.slope, under_way=under_way)
         if at.output is not None:
-            passed = Passed(at.clock.t, clock.t, h, at.y, trial.increments, error <= 1)
+            # what is rejected may not be finite, in its further stages too
+            length = h if everyone else torch.where(error <= 1, h, 0.0)
+            passed = Passed(at.clock.t, clock.t, length, at.y, trial.increments, error <= 1)
             new = new._replace(output=at.output.after(passed))
         return new if everyone else self._partly(at, new, h, error)
 
