@@ -124,15 +124,20 @@ def still(r: Tensor) -> Tensor:
 
     As a residual it keeps the root where it is: the Newton step has nothing to solve.
     """
-    return (r - r.detach()).nan_to_num(0.0)
+    zero = r - r.detach()
+    return zero if _all_finite(r) else zero.nan_to_num(0.0)  # which keeps a copy
 
 
 def _alive(root: Tensor) -> Tensor | None:
     """Which samples are finite, `(*B, 1)`; None for all, where asking costs next to nothing."""
-    cheap = root.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
-    if cheap and math.isfinite(root.sum().item()):  # what is not finite makes the sum so
-        return None
-    return root.isfinite().all(-1, keepdim=True)
+    return None if _all_finite(root) else root.isfinite().all(-1, keepdim=True)
+
+
+def _all_finite(v: Tensor) -> bool:
+    """Whether v is known to be finite; asked only where that costs next to nothing."""
+    if v.device.type != "cpu" or torch._C._are_functorch_transforms_active():
+        return False
+    return math.isfinite(v.detach().sum().item())  # what is not finite makes the sum so
 
 
 def _where(alive: Tensor | None, v: Tensor) -> Tensor:

@@ -73,23 +73,28 @@ def iterate(
     status = torch.full(now.error.shape, int(Status.ITERATION_LIMIT), device=now.error.device)
     steps, since = torch.full_like(status, max_steps), torch.zeros_like(status)
     running = torch.ones_like(status, dtype=torch.bool)
+    behind = torch.zeros_like(running)  # whose best is not the last state
     everyone, errors = True, []  # everyone is running: a where is dear
     for k in range(max_steps + 1):
         if history:
             errors.append(now.error)
-        better = running & (now.error < best_error)
+        better = now.error < best_error
+        better = better if everyone else running & better
         if patience is not None:
             since = torch.where(better, 0, since + 1)
-        ends = running & ~_goes_on(now, since, patience)
-        if ended := bool(ends.any()):  # seldom: most steps only ask
+        before, ends = running, _ends(now, running, everyone, since, patience)
+        if ends is not None:
             ending, proved = _ending(now)
             status, steps = torch.where(ends, ending, status), torch.where(ends, k, steps)
-            running, better, everyone = running & ~ends, better | (ends & proved), False
-        if bool(better.all()):
+            running, better = running & ~ends, better | (ends & proved)
+        if everyone and bool(better.all()):
             best, best_error = state, now.error
         else:
-            best, best_error = select(better, state, best), now.error.where(better, best_error)
-        if k == max_steps or (ended and not bool(running.any())):
+            behind = ~better & (before | behind)
+            best = select(better, state, best) if bool(behind.any()) else state
+            best_error = now.error.where(better, best_error)
+        everyone = everyone and ends is None
+        if k == max_steps or (ends is not None and not bool(running.any())):
             break
         new = step(state, now.carry)
         state = new if everyone else select(running, new, state)
@@ -97,12 +102,22 @@ def iterate(
     return Solution(best, status, steps, best_error, torch.stack(errors) if history else None)
 
 
-def _goes_on(now: Measure, since: Tensor, patience: int | None) -> Tensor:
-    """Samples that neither converged, broke down, stalled nor got a verdict."""
-    out = (now.error > 1) & (now.error < torch.inf)
+def _ends(
+    now: Measure, running: Tensor, everyone: bool, since: Tensor, patience: int | None
+) -> Tensor | None:
+    """Running samples that converged, broke down, stalled or got a verdict; None if none did."""
+    if patience is None and now.verdict is None and now.error.numel():  # most steps only ask
+        error = now.error if everyone else torch.where(running, now.error, 2.0)
+        least, most = error.aminmax()
+        if least.item() > 1 and most.item() < torch.inf:  # false for NaN
+            return None
+    ends = ~((now.error > 1) & (now.error < torch.inf))
     if patience is not None:
-        out = out & (since < patience)
-    return out if now.verdict is None else out & (now.verdict < 0)
+        ends = ends | (since >= patience)
+    if now.verdict is not None:
+        ends = ends | (now.verdict >= 0)
+    ends = running & ends
+    return ends if bool(ends.any()) else None
 
 
 def _ending(now: Measure) -> tuple[Tensor, Tensor]:

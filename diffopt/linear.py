@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,19 @@ def batched_norm(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, dim=-1)
 
 
+def scaled(v: Tensor) -> tuple[Tensor, Tensor]:
+    """(u, s) with v = s u, `(*B, n)` and `(*B, 1)`: the largest entry of u is 1, or all are 0.
+
+    The squares of u neither overflow nor vanish, as those of v may: in float32 from 1e19 on, and
+    below 1e-19. s is a constant; where v is not finite, it is 1.
+    """
+    if v.shape[-1] == 0:
+        return v, v.new_ones(*v.shape[:-1], 1)
+    top = v.detach().abs().amax(-1, keepdim=True)
+    top = torch.where((top > 0) & (top < torch.inf), top, 1.0)
+    return v / top, top
+
+
 class _Guess(NamedTuple):
     x: Tensor
 
@@ -46,13 +59,17 @@ class _Guess(NamedTuple):
 def _solve_by_cycles(
     matvec: Matvec,
     v: Tensor,
-    cycle: Callable[[Matvec, Tensor], Tensor],
+    cycle: Callable[[Matvec, Tensor, Tensor], Tensor],
     rtol: float,
     max_cycles: int,
     steps_per_cycle: int,
 ) -> Solution:
-    """Repeat x <- x + cycle(residual) until |A x - v| <= rtol |v|, each sample on its own."""
-    flat = v.reshape(-1, v.shape[-1])
+    """Repeat x <- x + cycle(A, r, goal), r = v - A x, until |r| <= goal = rtol |v|.
+
+    Each sample is on its own, and is solved for a v of the size of 1.
+    """
+    batch, (unit, scale) = v.shape[:-1], scaled(v)
+    flat = unit.reshape(batch.numel(), v.shape[-1])
 
     def apply(x: Tensor) -> Tensor:
         return matvec(x.reshape(v.shape)).reshape(flat.shape)
@@ -66,14 +83,13 @@ def _solve_by_cycles(
         return Measure(error, carry=r)
 
     def step(state: _Guess, r: Tensor) -> _Guess:
-        return _Guess(state.x + cycle(apply, r))
+        return _Guess(state.x + cycle(apply, r, rtol * size))
 
     out = iterate(measure, step, _Guess(torch.zeros_like(flat)), max_steps=max_cycles, patience=2)
     close = (out.status == int(Status.ITERATION_LIMIT)) & (out.residual <= CLOSE)
     status = torch.where(close, int(Status.REDUCED_ACCURACY), out.status)
-    batch = v.shape[:-1]
     return Solution(
-        out.value.x.reshape(v.shape),
+        out.value.x.reshape(v.shape) * scale,
         status.reshape(batch),
         (out.steps * steps_per_cycle).reshape(batch),
         (out.residual * rtol).reshape(batch),
@@ -101,9 +117,8 @@ class GMRES:
         """x with A x = v, `(*B, n)`."""
         width = min(self.restart, v.shape[-1])
         rtol = reachable(self.rtol, v.dtype)
-        goal = rtol * batched_norm(v.reshape(-1, v.shape[-1]))
 
-        def cycle(apply: Matvec, r: Tensor) -> Tensor:
+        def cycle(apply: Matvec, r: Tensor, goal: Tensor) -> Tensor:
             return _krylov_correction(apply, r, width, goal)
 
         return _solve_by_cycles(matvec, v, cycle, rtol, self.max_cycles, width)
@@ -139,35 +154,35 @@ def _arnoldi(apply: Matvec, r: Tensor, width: int, goal: Tensor) -> tuple[Tensor
     H = w.new_zeros(*w.shape[:-1], width + 1, width)
     V[:, 0] = _normalised(r, beta)
     # u'H = 0 for u = (1, ...): what is left of r is beta over |u|, the part of beta e_0 along u.
-    u = torch.ones_like(V[:, :1, 0])
+    u = w.new_ones(*w.shape[:-1], width + 1)
     own = torch.full(beta.shape, width, device=beta.device)
     while True:
-        rest = _extend(V, H, k, w)
-        last = torch.where(rest > 0, -(u * H[:, : k + 1, k]).sum(-1) / rest, torch.inf)
-        u, k = torch.cat([u, last.unsqueeze(-1)], -1), k + 1
-        done = ~(beta > goal * batched_norm(u))
-        own = torch.minimum(own, torch.where(done, k, width))
-        if k == width or bool(done.all()):
+        k += 1
+        if (step := kernel("arnoldi_step", w)) is not None:
+            parts = w.contiguous(), beta, goal, V, H, u, own
+            sizes = len(w), w.shape[1], width + 1, k
+            step(sizes, torch.get_num_threads(), [x.data_ptr() for x in parts])
+        else:
+            _extend(V, H, k, w)
+            rest, column = H[:, k, k - 1], H[:, :k, k - 1]
+            u[:, k] = torch.where(rest > 0, -(u[:, :k] * column).sum(-1) / rest, torch.inf)
+            done = ~(beta > goal * batched_norm(u[:, : k + 1]))
+            own = torch.minimum(own, torch.where(done, k, width))
+        if k == width or bool((own <= k).all()):
             return V, H[:, : k + 1, :k], own
         w = apply(V[:, k])
 
 
-def _extend(V: Tensor, H: Tensor, k: int, w: Tensor) -> Tensor:
-    """Write row k + 1 of V and column k of H for w = A V_k, and return what w adds, its length."""
-    if (step := kernel("arnoldi_step", w)) is not None:
-        w, rest = w.contiguous(), w.new_empty(len(w))
-        sizes = len(w), w.shape[1], V.shape[1], k + 1
-        step(sizes, torch.get_num_threads(), [x.data_ptr() for x in (w, V, H, rest)])
-        return rest
-    basis, scale = V[:, : k + 1], batched_norm(w)
+def _extend(V: Tensor, H: Tensor, k: int, w: Tensor) -> None:
+    """Write row k of V and column k - 1 of H for w = A V_(k-1)."""
+    basis, scale = V[:, :k], batched_norm(w)
     for _ in range(2):  # twice is enough (Kahan-Parlett): orthogonal to rounding
         c = basis @ w.unsqueeze(-1)
         w = w - (basis.mT @ c).squeeze(-1)
-        H[:, : k + 1, k] += c.squeeze(-1)
+        H[:, :k, k - 1] += c.squeeze(-1)
     rest = batched_norm(w)
     rest = torch.where(rest > 1e-14 * scale, rest, 0.0)
-    H[:, k + 1, k], V[:, k + 1] = rest, _normalised(w, rest)
-    return rest
+    H[:, k, k - 1], V[:, k] = rest, _normalised(w, rest)
 
 
 def _normalised(w: Tensor, length: Tensor) -> Tensor:
@@ -213,7 +228,7 @@ class Anderson:
     def solve(self, matvec: Matvec, v: Tensor) -> Solution:
         """x with A x = v, `(*B, n)`."""
 
-        def cycle(apply: Matvec, r: Tensor) -> Tensor:
+        def cycle(apply: Matvec, r: Tensor, goal: Tensor) -> Tensor:
             return _anderson_sweep(apply, r, self.memory)
 
         cycles = max(1, self.max_steps // self.memory)
@@ -253,6 +268,7 @@ class Neumann:
     residual is reported as it is; it fails only where the sum is not finite.
     """
 
+    biased: ClassVar[bool] = True
     terms: int = 5
 
     def __post_init__(self) -> None:
@@ -260,12 +276,13 @@ class Neumann:
 
     def solve(self, matvec: Matvec, v: Tensor) -> Solution:
         """The truncated sum, `(*B, n)`."""
-        x, term = v, v
+        unit, scale = scaled(v)
+        x, term = unit, unit
         for _ in range(self.terms - 1):
             term = term - matvec(term)
             x = x + term
-        size = batched_norm(v)
-        error = torch.where(size == 0, 0.0, batched_norm(v - matvec(x)) / size)
+        size = batched_norm(unit)
+        error = torch.where(size == 0, 0.0, batched_norm(unit - matvec(x)) / size)
         ok = error.isfinite()
         status = torch.where(ok, int(Status.CONVERGED), int(Status.NUMERICAL_FAILURE))
-        return Solution(x, status, torch.full_like(status, self.terms), error)
+        return Solution(x * scale, status, torch.full_like(status, self.terms), error)

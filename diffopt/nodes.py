@@ -71,9 +71,10 @@ class Solve(Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
         if inputs[1].captures:
             raise RuntimeError(
-                f"torch.func.vmap (or jacrev, jacfwd, hessian) over an implicit layer whose "
-                f"operator is {type(inputs[1]).__name__}: it closes over tensors that vmap cannot "
-                "reach; make the mapped dimension a batch dimension, or use operator=None (Dense)"
+                "torch.func.vmap (or jacrev, jacfwd, hessian) over an implicit layer whose "
+                f"operator is {inputs[1].name}: it closes over tensors that vmap cannot reach; "
+                "make the mapped dimension a batch dimension, or use a factor of the Jacobian: "
+                "operator=Direct() of a fixed point, and in implicit_root use operator=None (Dense)"
             )
         v, operator, transpose, order, *held = _batch_first(info, in_dims, inputs)
         return Solve.apply(v, operator, transpose, order, *held), 0
@@ -140,6 +141,8 @@ class _Guard(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.needs_input_grad[1]:  # of no theta: u is linear in its cotangent, exactly
+            return grads[0], None, None
         return _Guard._next(ctx, grads[0]), None, None
 
     @staticmethod

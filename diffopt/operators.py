@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .linear import GMRES, LinearMethod, batched_norm
+from .linear import GMRES, LinearMethod, batched_norm, scaled
 from .solution import OnFailure, Part, Solution, Status
 from .tree import rebuilt, tensors
 
@@ -34,6 +34,11 @@ class Operator(ABC):
     on_failure: OnFailure
     part: Part | None = None  # which samples of the user's batch they are, for warnings
     captures: ClassVar[bool] = False  # whether it depends on tensors that are not among its fields
+
+    @property
+    def name(self) -> str:
+        """What the user calls it, for messages."""
+        return type(self).__name__
 
     @abstractmethod
     def solve(self, v: Tensor) -> Solution:
@@ -100,6 +105,7 @@ class Dense(Operator):
         return self._solve(v, adjoint=True)
 
     def _solve(self, v: Tensor, adjoint: bool) -> Solution:
+        v, scale = scaled(v)
         x = torch.linalg.lu_solve(self.factor, self.pivots, v.unsqueeze(-1), adjoint=adjoint)
         x = x.squeeze(-1)
         matrix = self.matrix.mT if adjoint else self.matrix
@@ -111,7 +117,7 @@ class Dense(Operator):
         error = torch.where(size == 0, 0.0, error)
         ok = error <= self.rtol  # False for NaN
         status = torch.where(ok, int(Status.CONVERGED), int(Status.NUMERICAL_FAILURE))
-        return Solution(x, status, torch.ones_like(status), error)
+        return Solution(x * scale, status, torch.ones_like(status), error)
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,10 @@ class MatrixFree(Operator):
     method: LinearMethod = GMRES()
     on_failure: OnFailure = "warn"
 
+    @property
+    def name(self) -> str:
+        return f"MatrixFree with {type(self.method).__name__}"
+
     def solve(self, v: Tensor) -> Solution:
         # A x as the derivative of the linear map u -> A^T u: a forward-mode A x would mix its
         # tangents with those of an outer forward mode in what `residual` closes over.
@@ -142,13 +152,26 @@ class MatrixFree(Operator):
         return self.method.solve(lambda x: forward(x)[0].detach(), v)
 
     def solve_transpose(self, v: Tensor) -> Solution:
-        transposed = self._transposed()
-        return self.method.solve(lambda x: transposed(x).detach(), v)
+        if torch._C._are_functorch_transforms_active():
+            transposed = self._transposed()
+            return self.method.solve(lambda x: transposed(x).detach(), v)
+        with torch.enable_grad():  # half the overhead of torch.func
+            root = self.root.detach().requires_grad_()
+            image = self.residual(root)
+        if not image.requires_grad:  # A = 0
+            return self.method.solve(torch.zeros_like, v)
+        return self.method.solve(lambda x: _pulled(image, root, x), v)
 
     def _transposed(self) -> Callable[[Tensor], Tensor]:
         """u -> A^T u."""
         pullback = torch.func.vjp(self.residual, self.root)[1]
         return lambda u: pullback(u)[0]
+
+
+def _pulled(image: Tensor, at: Tensor, u: Tensor) -> Tensor:
+    """u' (d image / d at), zero where there is no dependence."""
+    (out,) = torch.autograd.grad(image, at, u, retain_graph=True, materialize_grads=True)
+    return out
 
 
 @dataclass(frozen=True)
@@ -159,11 +182,12 @@ class Identity(Operator):
     is a descent direction if f is contractive enough. It never fails.
     """
 
+    biased: ClassVar[bool] = True
     on_failure: OnFailure = "warn"
 
     def solve(self, v: Tensor) -> Solution:
         status = torch.zeros(v.shape[:-1], dtype=torch.int64, device=v.device)
-        return Solution(v.clone(), status, status, torch.full_like(v[..., 0], torch.nan))
+        return Solution(v.clone(), status, status, v.new_full(v.shape[:-1], torch.nan))
 
     def solve_transpose(self, v: Tensor) -> Solution:
         return self.solve(v)

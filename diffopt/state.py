@@ -31,14 +31,14 @@ class Form(NamedTuple):
     def pack(self, z: State) -> Tensor:
         """`z` as `(B, n)`."""
         parts = (z,) if isinstance(z, Tensor) else z
-        flat = [v.flatten(1) for v in parts]
+        flat = [v if v.ndim == 2 else v.flatten(1) for v in parts]
         return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
     def unpack(self, flat: Tensor) -> State:
         """The inverse of `pack`."""
         B = flat.shape[0]
         if len(self.shapes) == 1:
-            z = flat.view(B, *self.shapes[0])
+            z = flat if len(self.shapes[0]) == 1 else flat.view(B, *self.shapes[0])
             return z if self.single else (z,)
         parts = flat.split([shape.numel() for shape in self.shapes], 1)
         return tuple(v.reshape(B, *shape) for v, shape in zip(parts, self.shapes, strict=True))
@@ -58,14 +58,15 @@ class Form(NamedTuple):
             self._check(out, v, half)
             if not v.is_inference() and v._version != before:
                 raise ValueError("f changes its state in place: use out-of-place operations in f")
-            return self.pack(out).to(v.dtype)
+            image = self.pack(out)
+            return image if image.dtype == v.dtype else image.to(v.dtype)
 
         return on_flat
 
     def _check(self, out: object, v: Tensor, half: bool) -> None:
         """That `out` is a state like the one that f was given, `v` flat."""
         parts = (out,) if self.single else out
-        expected = [(len(v), *shape) for shape in self.shapes]
+        expected = [(v.shape[0], *shape) for shape in self.shapes]
         if not isinstance(parts, tuple) or not all(isinstance(p, Tensor) for p in parts):
             raise ValueError(
                 f"{self.image} is {_kind(out)}: expected {self._described(expected)}, as "

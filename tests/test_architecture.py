@@ -16,16 +16,20 @@ ARROWS = {
     "operators": {"linear", "solution", "tree"},
     "nodes": {"operators", "solution"},
     "implicit": {"nodes", "operators"},
+    "backward": {"implicit", "linear", "operators", "solution"},
     "_native": set(),
     "qp": {
         "_native", "implicit", "nodes", "operators", "iterate", "linear", "solution", "tree",
     },
     "fixed_point": {
-        "_native", "implicit", "iterate", "linear", "operators", "solution", "state",
+        "_native", "backward", "implicit", "iterate", "linear", "nodes", "operators", "solution",
+        "state",
     },
     "ode": {"_native", "implicit", "operators", "solution", "state"},
-    "projections": {"implicit", "iterate", "operators", "qp", "solution"},
-    "projected_gradient": {"implicit", "iterate", "linear", "nodes", "operators", "solution"},
+    "projections": {"implicit", "iterate", "linear", "operators", "qp", "solution"},
+    "projected_gradient": {
+        "backward", "implicit", "iterate", "linear", "nodes", "operators", "solution",
+    },
     "nn": {"fixed_point", "ode", "projected_gradient", "qp", "solution", "state", "tree"},
     "doctor": {"_native", "qp"},
     "__init__": {

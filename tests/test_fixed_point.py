@@ -4,21 +4,24 @@ import math
 
 import pytest
 import torch
-from torch.func import jvp, vjp
+from torch.func import jacrev, jvp, vjp
 
 from diffopt import ConvergenceError, ConvergenceWarning, Status, _native
 from diffopt.fixed_point import (
     Anderson,
     Broyden,
+    Direct,
     Handover,
     NewtonKrylov,
     Picard,
     Unrolled,
     fixed_point,
+    jacobian_penalty,
+    spectral_radius,
 )
 from diffopt.linear import GMRES, Neumann
 from diffopt.linear import Anderson as LinearAnderson
-from diffopt.operators import Identity
+from diffopt.operators import Dense, Identity
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-13, "atol": 1e-13, "max_steps": 500}
@@ -34,6 +37,7 @@ SOLVERS = {
 EXACT = {
     "gmres": GMRES(rtol=1e-13),
     "anderson": LinearAnderson(rtol=1e-13),
+    "direct": Direct(),
     "handover, refined": Handover(refine=GMRES(rtol=1e-13)),
     "unrolled": Unrolled(200),
 }
@@ -189,6 +193,30 @@ def test_what_is_handed_over_is_a_samples_own(memory, dtype, tolerance):
     assert (grads[0] - grads[1]).abs().max() < tolerance
 
 
+@pytest.mark.usefixtures("core")
+def test_a_stalled_sample_keeps_what_it_has_learned():
+    """The first has no fixed point, one entry drifts; the second fills the memory afterwards."""
+    a, w = torch.tensor([[0.3], [0.95]], dtype=F64), torch.linspace(-1, 1, 8, dtype=F64)
+    w[3:5] = 0
+    drift = torch.zeros(2, 8, dtype=F64)
+    drift[0, 4] = 5e-5
+    grads = []
+    for part in (slice(0, 1), slice(0, 2)):
+        x = torch.ones(2, 8, dtype=F64)[part].requires_grad_()
+
+        def f(z, x=x, part=part):
+            moved = torch.tanh(a[part] * w * z.flip(1) + x)
+            return torch.where(drift[part] > 0, z + drift[part], moved)
+
+        sol = fixed_point(
+            f, torch.zeros_like(x), on_failure="ignore", operator=Handover(),
+            solver=Broyden(rtol=0.0, atol=1e-6, memory=4, patience=2),
+        )  # fmt: skip
+        grads.append(torch.autograd.grad(sol.z[0].sum(), x)[0][0])
+    assert sol.status[0] == Status.REDUCED_ACCURACY and sol.steps[1] > sol.steps[0]
+    torch.testing.assert_close(*grads, rtol=1e-6, atol=0)
+
+
 def test_unrolling_leaves_the_value_alone():
     x = torch.ones(1, 2, dtype=F64, requires_grad=True)
     sol = fixed_point(lambda z: x - 1.5 * z, torch.zeros(1, 2, dtype=F64), operator=Unrolled(100))
@@ -215,9 +243,19 @@ def test_the_start_is_left_alone():
     assert (z0 == 1).all()
 
 
-def test_an_empty_batch_has_nothing_to_solve():
-    sol = fixed_point(torch.cos, torch.zeros(0, 3))
-    assert sol.z.shape == (0, 3) and sol.steps.shape == (0,)
+@pytest.mark.usefixtures("core")
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 3, 0)])
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_no_samples_or_no_unknowns_are_nothing_to_solve(solver, shape):
+    for operator in (*EXACT.values(), *REDUCED.values()):
+        if isinstance(operator, Handover) and not isinstance(solver, Broyden):
+            continue
+        x = torch.zeros(shape, requires_grad=True)
+        sol = fixed_point(lambda z, x=x: z / 2 + x, torch.zeros(shape), solver=solver,
+                          operator=operator)  # fmt: skip
+        assert sol.z.shape == shape and sol.steps.tolist() == sol.status.tolist() == [0] * shape[0]
+        assert torch.autograd.grad(sol.z.sum(), x)[0].shape == shape
+    assert jacobian_penalty(torch.cos, x).tolist() == spectral_radius(torch.cos, x).tolist()
 
 
 def test_anderson_and_newton_find_what_picard_cannot():
@@ -256,6 +294,19 @@ class TestExactGradients:
             for s in (1.0, 1e-9)
         )
         torch.testing.assert_close(tiny * 1e9, one, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("operator", [GMRES(), LinearAnderson(), Direct(), Neumann(30)])
+@pytest.mark.parametrize("scale", [1e-24, 1e24])
+def test_the_size_of_the_loss_does_not_matter_in_float32_either(operator, scale):
+    """z = z / 2 + x: dz/dx = 2; the squares of such gradients are no numbers in float32."""
+    x = torch.tensor([[1.0, -2.0], [3.0, 0.5]], requires_grad=True)
+    sol = fixed_point(lambda z: z.flip(1) / 2 + x, torch.zeros(2, 2), operator=operator)
+    weights = torch.tensor([[1.0, 0.0], [2.0, -1.0]])
+    (g,) = torch.autograd.grad(sol.z, x, scale * weights)
+    exact = weights @ torch.tensor([[4.0, 2.0], [2.0, 4.0]]) / 3
+    torch.testing.assert_close(g / scale, exact, rtol=1e-4, atol=1e-5)
+    assert (sol.backward.status == 0).all()
 
 
 @pytest.mark.parametrize("name", REDUCED)
@@ -316,6 +367,25 @@ def test_forward_and_reverse_mode_are_transposed(layer):
     forward = jvp(z, (x,), (u,))[1]
     reverse = vjp(z, x)[1](v)[0]
     torch.testing.assert_close((forward * v).sum(), (reverse * u).sum())
+
+
+def test_the_mapped_derivative_needs_a_direct_operator(layer):
+    """jacrev maps the backward pass: with a factor; without one it says whose fault it is."""
+    W, x, _ = (v.detach() if isinstance(v, torch.Tensor) else v for v in layer)
+
+    def z(x, **options):
+        f = lambda z: torch.tanh(z @ W.T + x)  # noqa: E731
+        return fixed_point(f, torch.zeros_like(x), solver=Anderson(**TIGHT), **options).z
+
+    J = jacrev(lambda x: z(x, operator=Direct()))(x)
+    slope = (1 - z(x) ** 2).unsqueeze(-1)
+    eye = torch.eye(4, dtype=F64)
+    for i in range(5):
+        exact = torch.linalg.solve(eye - slope[i] * W, eye * slope[i])
+        torch.testing.assert_close(J[i, :, i], exact, rtol=1e-8, atol=1e-10)
+    for operator, name in ((None, "MatrixFree with GMRES"), (LinearAnderson(), "Anderson")):
+        with pytest.raises(RuntimeError, match=rf"operator is .*{name}: .*operator=Direct\(\)"):
+            jacrev(lambda x, operator=operator: z(x, operator=operator))(x)
 
 
 @pytest.mark.parametrize("on_failure", ["warn", "raise", "nan", "ignore"])
@@ -386,9 +456,17 @@ WRONG = {
     "solver": ("expected an Anderson", torch.zeros(2, 3), torch.cos, {"solver": "anderson"}),
     "solver class": ("expected an Anderson", torch.zeros(2, 3), torch.cos, {"solver": Anderson}),
     "operator": ("expected GMRES", torch.zeros(2, 3), torch.cos, {"operator": "exact"}),
+    "operator class": ("expected GMRES", torch.zeros(2, 3), torch.cos, {"operator": GMRES}),
+    "an operator made": (
+        "expected GMRES", torch.zeros(2, 3), torch.cos, {"operator": Dense.of(torch.eye(3))},
+    ),
     "handover": ("only solver=Broyden", torch.zeros(2, 3), torch.cos, {"operator": Handover()}),
     "order": ("positive integer", torch.zeros(2, 3), torch.cos, {"order": 0}),
     "in place": ("out-of-place", torch.zeros(2, 3), lambda z: z.mul_(0.5).add_(1), {}),
+    "handover order": (
+        "biased", torch.zeros(2, 3), torch.cos,
+        {"order": 2, "solver": Broyden(), "operator": Handover()},
+    ),
     "neumann order": ("biased", torch.zeros(2, 3), torch.cos, {"order": 2, "operator": Neumann(1)}),
     "unrolled order": ("order", torch.zeros(2, 3), torch.cos, {"order": 0, "operator": Unrolled()}),
     "biased order": (

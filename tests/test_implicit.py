@@ -159,7 +159,7 @@ def test_matrix_free_under_transforms_is_right_or_raises(weights):
     for name, call in rounds.items():
         dense, free = (call(layer) for layer in layers)
         torch.testing.assert_close(free, dense, msg=name)
-    with pytest.raises(RuntimeError, match="vmap .*MatrixFree.*use operator=None"):
+    with pytest.raises(RuntimeError, match="vmap .*MatrixFree.*operator=None"):
         jacrev(layers[1])(W)
     with pytest.raises(RuntimeError):  # torch's own: the captured W is out of reach
         jacfwd(layers[1])(W)

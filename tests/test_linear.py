@@ -49,6 +49,13 @@ class TestMethods:
         plain, tiny = METHODS[name].solve(apply(A), v), METHODS[name].solve(apply(A), 1e-30 * v)
         torch.testing.assert_close(tiny.value * 1e30, plain.value, rtol=1e-9, atol=1e-9)
 
+    @pytest.mark.parametrize("scale", [1e-30, 1e30])
+    def test_scale_does_not_matter_in_float32(self, name, scale, system):
+        A, x, v = (t.float() for t in system)
+        out = METHODS[name].solve(apply(A), scale * v)
+        assert (out.status == Status.CONVERGED).all() and (out.residual < 2e-5).all()
+        torch.testing.assert_close(out.value / scale, x, rtol=1e-3, atol=1e-4)
+
     def test_a_nan_sample_is_alone_with_it(self, name, system):
         A, x, v = system
         A = A.clone()
@@ -161,6 +168,13 @@ def test_rebuilding_an_operator_keeps_it():
     again = operator.rebuild(*operator.tensors())
     assert torch.equal(again.solve(torch.ones(3).double()).value, torch.full((3,), 0.5).double())
     assert Identity().tensors() == () and Identity().rebuild() == Identity()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scale_does_not_matter_to_a_dense_operator_in_float32(scale):
+    out = Dense.of(torch.tensor([[2.0, 0.0], [1.0, 4.0]])).solve(scale * torch.tensor([2.0, 5.0]))
+    torch.testing.assert_close(out.value, torch.full((2,), scale))
+    assert out.status == Status.CONVERGED and out.residual < 1e-6
 
 
 def test_singular_dense_reports_each_sample():

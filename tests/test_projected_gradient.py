@@ -26,8 +26,9 @@ from diffopt import (
     proximal_gradient,
     solve_qp,
 )
-from diffopt.linear import GMRES, Anderson
-from diffopt.operators import Dense, MatrixFree
+from diffopt.linear import GMRES, Anderson, Neumann
+from diffopt.operators import Dense, Identity
+from diffopt.projected_gradient import Direct
 
 from .checks import directional_errors, times
 
@@ -243,9 +244,9 @@ def test_step_and_operator_do_not_matter(case):
     ways = [
         {"solver": FISTA(step=1 / bound)},
         {"solver": FISTA(step=0.2 / bound)},
-        {"operator": Dense.at},
-        {"operator": lambda F, z: MatrixFree(F, z, Anderson(rtol=1e-12))},
-        {"operator": lambda F, z: MatrixFree(F, z, GMRES(rtol=1e-13))},
+        {"operator": Direct()},
+        {"operator": Anderson(rtol=1e-12)},
+        {"operator": GMRES(rtol=1e-13)},
     ]
     for way in ways:
         other = find(case, a, **way)
@@ -253,6 +254,41 @@ def test_step_and_operator_do_not_matter(case):
         torch.testing.assert_close(other.z, sol.z, rtol=0, atol=1e-10)
         for mine, theirs in zip(gradients(case, a, other.z), grads, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("operator, terms", [(Identity(), 1), (Neumann(3), 3)])
+def test_reduced_gradients_are_the_series_they_claim(operator, terms):
+    """|z - x|^2 / 2 with steps of 1/2, unconstrained: P (I - H / 2) = 1/2, dF/dx = -1/2."""
+    x = torch.tensor([[3.0, -1.0]], **DOUBLE, requires_grad=True)
+    sol = projected_gradient(
+        lambda z: (z - x).square().sum(-1) / 2, lambda z: z, x.detach() + 1,
+        solver=FISTA(step=0.5), operator=operator,
+    )  # fmt: skip
+    (g,) = torch.autograd.grad(sol.z.sum(), x)
+    torch.testing.assert_close(g, torch.full_like(g, sum(0.5**k for k in range(1, terms + 1))))
+
+
+def test_the_record_says_how_the_backward_solve_went():
+    a = leaves(CASES["simplex"])
+    sol = find(CASES["simplex"], a)
+    assert sol.backward.status is None
+    sol.z.square().sum().backward()
+    assert sol.backward.status.shape == (2, 3) and (sol.backward.residual <= 1e-9).all()
+
+
+def test_a_direct_operator_can_be_mapped():
+    case = CASES["simplex"]
+    p = case.inputs["p"]
+
+    def layer(p: Tensor, operator: object) -> Tensor:
+        return find(case, case.inputs | {"p": p}, operator=operator).z
+
+    whole = torch.func.jacrev(lambda p: layer(p, Direct()))(p)
+    x = p.clone().requires_grad_()
+    row = torch.autograd.grad(layer(x, Direct())[1, 2, 0], x)[0]
+    torch.testing.assert_close(whole[1, 2, 0], row, rtol=1e-9, atol=1e-12)
+    with pytest.raises(RuntimeError, match="whose operator is MatrixFree with GMRES: .*Direct"):
+        torch.func.jacrev(lambda p: layer(p, GMRES()))(p)
 
 
 @pytest.mark.parametrize("name", ["simplex", "lasso", "logistic on a ball", "group lasso"])
@@ -450,10 +486,13 @@ def test_a_minimiser_that_is_not_unique_has_no_derivative():
         assert (torch.autograd.grad(sol.z[:, 0].sum(), x)[0] == 0).all()
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3)])
-def test_an_empty_batch_is_solved(shape):
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (3, 0), (0,), (0, 0)])
+@pytest.mark.parametrize("operator", [GMRES(), Anderson(), Direct(), Neumann(2), Identity()])
+def test_no_samples_or_no_unknowns_are_nothing_to_solve(shape, operator):
     x = torch.zeros(shape, requires_grad=True)
-    sol = projected_gradient(lambda z: (z - x).square().sum(-1), lambda z: z, torch.zeros(shape))
+    sol = projected_gradient(
+        lambda z: (z - x).square().sum(-1), lambda z: z, torch.zeros(shape), operator=operator
+    )
     assert sol.z.shape == shape and sol.status.shape == shape[:-1]
     assert torch.autograd.grad(sol.z.sum(), x)[0].shape == shape
 
@@ -513,6 +552,16 @@ WRONG = {  # message: what is called
         square, lambda z: z, Z.long()
     ),
     "z0 is a list": lambda: projected_gradient(square, lambda z: z, [0.0]),
+    r"operator=<bound method Dense.at .*: expected GMRES\(\)": lambda: projected_gradient(
+        square, lambda z: z, Z, operator=Dense.at
+    ),
+    r"operator='gmres': expected GMRES\(\)": lambda: ProjectedGradient(
+        lambda z: square(z), lambda z: z, operator="gmres"
+    )(Z),
+    "order=2 with a biased": lambda: projected_gradient(
+        square, lambda z: z, Z, operator=Neumann(2), order=2
+    ),
+    "order=0": lambda: projected_gradient(square, lambda z: z, Z, order=0),
     "on_failure='no'": lambda: projected_gradient(square, lambda z: z, Z, on_failure="no"),
     r"FISTA\(step=0\): expected a positive": lambda: FISTA(step=0),
     r"FISTA\(tol=-1.0\)": lambda: FISTA(tol=-1.0),

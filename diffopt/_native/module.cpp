@@ -74,35 +74,50 @@ static void run(const Batch& batch, const Settings& settings, Plan chosen, F f) 
     });
 }
 
+// `to`: z, f(z), the next z, the error, which samples are done; then what the method remembers.
 template <class X>
-static void anderson_step(std::array<long, 5> sizes, double damping, double ridge, int threads,
-                          std::array<Address, 8> to) {
-    auto [size, n, memory, slot, count] = sizes;
-    AndersonStep<X> step{n,         (int)memory, (int)slot,      (int)count, damping,
-                         ridge,     (X*)to[0],   (X*)to[1],      (X*)to[2],  (X*)to[3],
-                         (X*)to[4], (X*)to[5],   (double*)to[6], (X*)to[7]};
+static Look<X> look_at(long n, std::pair<double, double> tolerance, const Address* to) {
+    return {n,         tolerance.first, tolerance.second, (X*)to[0],
+            (X*)to[1], (X*)to[2],       (X*)to[3],        (bool*)to[4]};
+}
+
+template <class X>
+static void anderson_step(std::array<long, 3> sizes, std::pair<double, double> tolerance,
+                          double damping, double ridge, int threads, std::array<Address, 11> to) {
+    auto [size, n, memory] = sizes;
+    AndersonStep<X> step{look_at<X>(n, tolerance, to.data()),
+                         (int)memory,
+                         damping,
+                         ridge,
+                         (X*)to[5],
+                         (X*)to[6],
+                         (X*)to[7],
+                         (X*)to[8],
+                         (double*)to[9],
+                         (long*)to[10]};
     interruptible([&](Interrupt& interrupt) {
-        step_all<double>(step, size, n * (2 * count + 6), threads, interrupt);
+        step_all<double>(step, size, n * (2 * memory + 6), threads, interrupt);
     });
 }
 
 template <class X>
-static void broyden_step(std::array<long, 4> sizes, bool learn, int threads,
-                         std::array<Address, 5> to) {
-    auto [size, n, memory, count] = sizes;
-    BroydenStep<X> step{n,         (int)memory, (int)count, learn,    (X*)to[0],
-                        (X*)to[1], (X*)to[2],   (X*)to[3],  (X*)to[4]};
+static void broyden_step(std::array<long, 3> sizes, std::pair<double, double> tolerance,
+                         int threads, std::array<Address, 8> to) {
+    auto [size, n, memory] = sizes;
+    BroydenStep<X> step{look_at<X>(n, tolerance, to.data()), (int)memory, (X*)to[5], (double*)to[6],
+                        (long*)to[7]};
     interruptible([&](Interrupt& interrupt) {
-        step_all<X>(step, size, n * (4 * count + 6), threads, interrupt);
+        step_all<X>(step, size, n * (memory + 6), threads, interrupt);
     });
 }
 
 template <class X>
-static void arnoldi_step(std::array<long, 4> sizes, int threads, std::array<Address, 4> to) {
+static void arnoldi_step(std::array<long, 4> sizes, int threads, std::array<Address, 7> to) {
     auto [size, n, rows, k] = sizes;
-    ArnoldiStep<X> step{n, (int)rows, (int)k, (X*)to[0], (X*)to[1], (X*)to[2], (X*)to[3]};
+    ArnoldiStep<X> step{n,         (int)rows, (int)k,    (X*)to[0], (X*)to[1],
+                        (X*)to[2], (X*)to[3], (X*)to[4], (X*)to[5], (long*)to[6]};
     interruptible([&](Interrupt& interrupt) {
-        step_all<X>(step, size, n * (4 * k + 4), threads, interrupt);
+        step_all<X>(step, size, n * (2 * k + 4), threads, interrupt);
     });
 }
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..implicit import check_order, implicit_root, still
-from ..linear import GMRES, Neumann
-from ..operators import Identity
+from ..backward import BackwardRecord, Direct, check_operator
+from ..implicit import implicit_root, still
+from ..linear import GMRES
+from ..nodes import recorded
 from ..solution import OnFailure, Solution, check_on_failure, report, succeeded
 from ..state import Form, State, form_of
 from .anderson import Anderson
-from .backward import Backward, BackwardRecord, Handover, Unrolled, operator_at
+from .backward import Backward, Handover, Unrolled, operator_for
 from .broyden import Broyden, BroydenInverse
 from .jacobian import jacobian_penalty, spectral_radius
 from .loop import FixedPointSolver, Map
@@ -23,8 +24,8 @@ from .newton_krylov import NewtonKrylov
 from .picard import Picard
 
 __all__ = [
-    "Anderson", "Broyden", "FixedPoint", "FixedPointSolver", "Handover", "NewtonKrylov", "Picard",
-    "Unrolled", "fixed_point", "jacobian_penalty", "spectral_radius",
+    "Anderson", "Broyden", "Direct", "FixedPoint", "FixedPointSolver", "Handover", "NewtonKrylov",
+    "Picard", "Unrolled", "fixed_point", "jacobian_penalty", "spectral_radius",
 ]  # fmt: skip
 
 
@@ -71,7 +72,8 @@ def fixed_point(
             tolerances.
         operator: how (I - f')^T u = v is solved in the backward pass. A method of `linear`:
             `GMRES()` (default, exact), `linear.Anderson()` (exact), `Neumann(k)` (k terms: the
-            phantom gradient, biased). `Identity()`: the Jacobian-free gradient, biased.
+            phantom gradient, biased). `Direct()`: by a factor of I - f' (exact, n small).
+            `Identity()`: the Jacobian-free gradient, biased.
             `Handover()`: the inverse that a forward `Broyden` has learned, as it is (biased) or as
             a preconditioner (exact). `Unrolled(k)`: backpropagation through k more steps.
         order: how many derivatives are exact; one more raises.
@@ -144,11 +146,11 @@ def _attached(
     """z in the graph of what f closes over, and the record of its backward pass."""
     good, z = succeeded(found.status).unsqueeze(-1), found.value.detach()
     record = BackwardRecord()
-    if torch.is_grad_enabled():
+    if recorded():
         if isinstance(backward, Unrolled):
             rooted = still(_steps(f, z, backward.steps)) + z
         else:
-            operator, record = operator_at(lambda v: v - f(v), z, backward, inverse, on_failure)
+            operator, record = operator_for(lambda v: v - f(v), z, backward, inverse, on_failure)
             rooted = implicit_root(_gap(f, order), z, operator, order)
         z = torch.where(good, rooted, z)
     return (torch.where(good, z, torch.nan) if on_failure == "nan" else z), record
@@ -175,21 +177,9 @@ def _check_options(solver: object, operator: object, order: int) -> None:
         raise ValueError(
             f"solver={solver!r}: expected an Anderson(), Broyden(), NewtonKrylov() or Picard()"
         )
+    check_operator(operator, order, Handover, Unrolled)
     if isinstance(operator, Handover) and not isinstance(solver, Broyden):
         raise ValueError(
             f"operator={operator!r}: only solver=Broyden() has an inverse to hand over, "
             f"not {type(solver).__name__}"
         )
-    kinds = Identity | Handover | Unrolled
-    if not isinstance(operator, kinds) and not callable(getattr(operator, "solve", None)):
-        raise ValueError(
-            f"operator={operator!r}: expected GMRES(), linear.Anderson(), Neumann(k), Identity(), "
-            "Handover() or Unrolled(k)"
-        )
-    check_order(order)
-    if (
-        order != 1
-        and isinstance(operator, Identity | Handover | Neumann)
-        and not (isinstance(operator, Handover) and operator.refine)
-    ):
-        raise ValueError(f"order={order!r} with a biased gradient: use operator=GMRES()")

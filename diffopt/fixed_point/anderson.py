@@ -54,12 +54,12 @@ class Anderson(Settings):
 
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """z with f(z) = z, `(B, n)`."""
-        memory = min(self.memory, z0.shape[1])
+        memory = max(1, min(self.memory, z0.shape[1]))
         ridge = max(self.regularization, 8 * torch.finfo(z0.dtype).eps)
         if (step := kernel("anderson_step", z0)) is not None:
-            history = AndersonHistory(step, z0, memory, self.damping, ridge)
-            return run(self, f, z0, history.propose)
-        return run(self, f, z0, _History(memory, self.damping, ridge).propose)
+            history = AndersonHistory(self, step, z0, memory, self.damping, ridge)
+            return run(self, f, z0, history.look)
+        return run(self, f, z0, self.looking(_History(memory, self.damping, ridge).propose))
 
 
 class _History:

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..linear import GMRES, LinearMethod
-from ..operators import Identity, MatrixFree, Operator
+from ..backward import BackwardRecord, Method, operator_at, watched
+from ..linear import GMRES
+from ..operators import MatrixFree, Operator
 from ..solution import OnFailure, Solution, check_counts
 from .broyden import BroydenInverse
 
@@ -28,6 +29,11 @@ class Handover:
 
     refine: GMRES | None = None
 
+    @property
+    def biased(self) -> bool:
+        """Whether the gradient is not exact."""
+        return self.refine is None
+
 
 @dataclass(frozen=True)
 class Unrolled:
@@ -43,47 +49,7 @@ class Unrolled:
         check_counts(self, "steps")
 
 
-Backward = LinearMethod | Identity | Handover | Unrolled
-
-
-class BackwardRecord:
-    """What the last backward pass did: None before it.
-
-    Attributes:
-        status, steps, residual: of the linear solve, `(B,)`; see `Solution`. The residual is
-            relative to the incoming gradient; NaN where it was not measured.
-    """
-
-    def __init__(self) -> None:
-        self.status: Tensor | None = None
-        self.steps: Tensor | None = None
-        self.residual: Tensor | None = None
-
-    def keep(self, solution: Solution) -> None:
-        """Keep what `solution` says of a linear solve."""
-        self.status, self.steps = solution.status.detach(), solution.steps.detach()
-        self.residual = solution.residual.detach()
-
-
-@dataclass(frozen=True)
-class Watched(Operator):
-    """An operator whose last solve with the transpose is kept in `record`."""
-
-    inner: Operator
-    record: BackwardRecord
-    on_failure: OnFailure = "warn"
-
-    @property
-    def captures(self) -> bool:  # type: ignore[override]
-        return self.inner.captures
-
-    def solve(self, v: Tensor) -> Solution:
-        return self.inner.solve(v)
-
-    def solve_transpose(self, v: Tensor) -> Solution:
-        out = self.inner.solve_transpose(v)
-        self.record.keep(out)
-        return out
+Backward = Method | Handover | Unrolled
 
 
 @dataclass(frozen=True)
@@ -109,6 +75,10 @@ class Preconditioned(Operator):
     near: BroydenInverse
     on_failure: OnFailure = "warn"
 
+    @property
+    def name(self) -> str:
+        return "Handover"
+
     def solve(self, v: Tensor) -> Solution:
         right = _Right(self.method, self.near.solve)
         return MatrixFree(self.residual, self.root, right).solve(v)
@@ -118,22 +88,17 @@ class Preconditioned(Operator):
         return MatrixFree(self.residual, self.root, right).solve_transpose(v)
 
 
-def operator_at(
+def operator_for(
     residual: Callable[[Tensor], Tensor],
     root: Tensor,
-    backward: LinearMethod | Identity | Handover,
+    backward: Method | Handover,
     inverse: BroydenInverse | None,
     on_failure: OnFailure,
 ) -> tuple[Operator, BackwardRecord]:
     """The operator that `backward` asks for, and where it writes what it did."""
-    record = BackwardRecord()
-    if isinstance(backward, Identity):
-        inner: Operator = backward
-    elif isinstance(backward, Handover):
-        assert inverse is not None
-        inner = inverse
-        if backward.refine is not None:
-            inner = Preconditioned(residual, root, backward.refine, inverse)
-    else:
-        inner = MatrixFree(residual, root, backward)
-    return Watched(inner, record, on_failure), record
+    if not isinstance(backward, Handover):
+        return watched(operator_at(residual, root, backward), on_failure)
+    assert inverse is not None
+    if backward.refine is None:
+        return watched(inverse, on_failure)
+    return watched(Preconditioned(residual, root, backward.refine, inverse), on_failure)

@@ -41,13 +41,13 @@ def jacobian_penalty(
         raise ValueError(f"samples={samples!r}: expected a positive integer")
     with torch.enable_grad():
         at, image = _evaluated(f, z)
-        total = torch.zeros_like(image[:, 0])
+        total = image.new_zeros(len(image))
         for _ in range(samples):
             signs = torch.randint(0, 2, image.shape, generator=generator, device=image.device)
             e = (2 * signs - 1).to(image.dtype)
             (pulled,) = torch.autograd.grad(image, at, e, create_graph=True)
             total = total + pulled.square().sum(1)
-    return total / (samples * image.shape[1])
+    return total / (samples * max(1, image.shape[1]))
 
 
 def spectral_radius(f: Callable[[State], State], z: State, steps: int = 50) -> Tensor:
@@ -73,7 +73,7 @@ def spectral_radius(f: Callable[[State], State], z: State, steps: int = 50) -> T
         at, image = _evaluated(f, z)
     v = torch.linspace(1, 2, image.shape[1], dtype=image.dtype, device=image.device)
     v = v.expand_as(image) / batched_norm(v)
-    growth, counted = torch.zeros_like(image[:, 0]), 0
+    growth, counted = image.new_zeros(len(image)), 0
     for k in range(steps):
         (v,) = torch.autograd.grad(image, at, v, retain_graph=True)
         length = batched_norm(v)

@@ -61,6 +61,15 @@ class Settings:
             return size / (batched_norm(image) * self.rtol + self.atol)
         return torch.where(size == 0, 0.0, size / (batched_norm(image) * self.rtol))
 
+    def looking(self, propose: Callable[[Evaluation], Tensor]) -> Look:
+        """(z, f(z)) to the error and what `propose` makes of it."""
+
+        def look(z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+            gap = image - z
+            return self.error(gap, image), propose(Evaluation(z, image, gap))
+
+        return look
+
 
 class Point(NamedTuple):
     """The state of a sample."""
@@ -76,24 +85,21 @@ class Evaluation(NamedTuple):
     gap: Tensor
 
 
-def run(
-    settings: Settings, f: Map, z0: Tensor, propose: Callable[[Evaluation], Tensor]
-) -> Solution:
-    """Repeat z <- propose(f at z) until every sample is done.
+Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (z, f(z)) to (error, the next z)
+
+
+def run(settings: Settings, f: Map, z0: Tensor, look: Look) -> Solution:
+    """Repeat z <- the next z until every sample is done.
 
     Returns:
         `Solution`: the best z of each sample, and |f(z) - z| in units of the tolerance.
     """
 
     def measure(state: Point) -> Measure:
-        image = f(state.z)
-        gap = image - state.z
-        return Measure(settings.error(gap, image), carry=Evaluation(state.z, image, gap))
+        error, following = look(state.z, f(state.z))
+        return Measure(error, carry=following)
 
-    def step(state: Point, at: Evaluation) -> Point:
-        return Point(propose(at))
-
-    return finished(settings, measure, step, Point(z0))
+    return finished(settings, measure, lambda _, following: Point(following), Point(z0))
 
 
 def finished(

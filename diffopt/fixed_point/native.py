@@ -10,65 +10,67 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .loop import Evaluation
+from .loop import Settings
 
 
-class AndersonHistory:
-    """The last differences of all samples; one that is done goes on unused."""
+class _Looking:
+    """What the histories share: which samples are done, and the call."""
 
-    def __init__(
-        self, step: Callable[..., None], z0: Tensor, memory: int, damping: float, ridge: float
-    ) -> None:
-        B, n = z0.shape
-        self.step = step
-        self.memory, self.damping, self.ridge = memory, damping, ridge
-        self.images, self.gaps = (z0.new_empty(B, memory, n) for _ in range(2))
-        self.gram = torch.zeros(B, memory, memory, dtype=torch.float64, device="cpu")
-        self.last: list[Tensor] = []
-        self.count = 0
+    def __init__(self, settings: Settings, step: Callable[..., None], z0: Tensor) -> None:
+        self.tolerance, self.step = (settings.rtol, settings.atol), step
+        self.stalls, self.expected = settings.patience is not None, z0
+        self.done = torch.zeros(len(z0), dtype=torch.bool, device="cpu")
+        self.count = torch.full((len(z0),), -1, dtype=torch.int64, device="cpu")
 
-    def propose(self, at: Evaluation) -> Tensor:
-        """The next point."""
-        image, gap = at.image.contiguous(), at.gap.contiguous()
-        if not self.last:
-            self.last = [image.clone(), gap.clone()]
-            return at.z + self.damping * gap
-        slot, self.count = self.count % self.memory, self.count + 1
-        out = torch.empty_like(image)
-        parts = image, gap, *self.last, self.images, self.gaps, self.gram, out
-        sizes = *image.shape, self.memory, slot, min(self.count, self.memory)
+    def _looked(
+        self, z: Tensor, image: Tensor, memory: int, options: tuple[float, ...], *held: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The error of each sample, and the next point."""
+        if self.stalls:  # that is seen from outside only: such a sample was held back
+            self.done |= (z != self.expected).any(-1)
+        z, image = z.contiguous(), image.contiguous()
+        error, following = z.new_empty(z.shape[0]), torch.empty_like(z)
+        parts = z, image, following, error, self.done, *held, self.count
         self.step(
-            sizes, self.damping, self.ridge, torch.get_num_threads(), [v.data_ptr() for v in parts]
-        )
-        return out
-
-
-class BroydenHistory:
-    """U and V of all samples, `(B, memory, n)`; one that no longer moves keeps its own."""
-
-    def __init__(self, step: Callable[..., None], z0: Tensor, memory: int) -> None:
-        B, n = z0.shape
-        self.step = step
-        self.U, self.V = (z0.new_zeros(B, memory, n) for _ in range(2))
-        self.last_step, self.last_gap = (z0.new_zeros(B, n) for _ in range(2))
-        self.size, self.count, self.begun = memory, 0, False
-
-    def propose(self, at: Evaluation) -> Tensor:
-        """The next point, z - B g."""
-        gap = at.gap.contiguous()
-        if self.count == self.size:
-            begin_anew(self.U, self.V, (gap != self.last_gap).any(-1, keepdim=True))
-            self.count, self.begun = 0, False
-        parts = gap, self.U, self.V, self.last_step, self.last_gap
-        self.step(
-            (*gap.shape, self.size, self.count), self.begun, torch.get_num_threads(),
+            (*z.shape, memory), self.tolerance, *options, torch.get_num_threads(),
             [v.data_ptr() for v in parts],
         )  # fmt: skip
-        self.count, self.begun = self.count + self.begun, True
-        return at.z + self.last_step
+        self.expected = following
+        return error, following
 
 
-def begin_anew(U: Tensor, V: Tensor, moved: Tensor) -> None:
-    """Forget what the samples that `moved` have learned."""
-    for part in (U, V):
-        part.copy_(torch.where(moved.unsqueeze(-1), 0.0, part))
+class AndersonHistory(_Looking):
+    """The last differences of all samples, each with a count of its own."""
+
+    def __init__(
+        self, settings: Settings, step: Callable[..., None], z0: Tensor, memory: int,
+        damping: float, ridge: float,
+    ) -> None:  # fmt: skip
+        super().__init__(settings, step, z0)
+        B, n = z0.shape
+        self.memory, self.options = memory, (damping, ridge)
+        self.last = torch.empty_like(z0), torch.empty_like(z0)
+        self.differences = z0.new_empty(B, memory, n), z0.new_empty(B, memory, n)
+        self.gram = torch.zeros(B, memory, memory, dtype=torch.float64, device="cpu")
+
+    def look(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The error of each sample, and the next point."""
+        held = *self.last, *self.differences, self.gram
+        return self._looked(z, image, self.memory, self.options, *held)
+
+
+class BroydenHistory(_Looking):
+    """The steps and weights of all samples, see `broyden`."""
+
+    def __init__(
+        self, settings: Settings, step: Callable[..., None], z0: Tensor, memory: int
+    ) -> None:
+        super().__init__(settings, step, z0)
+        B, n = z0.shape
+        self.memory = memory
+        self.steps = z0.new_empty(B, memory + 1, n)
+        self.weights = torch.zeros(B, memory, dtype=torch.float64, device="cpu")
+
+    def look(self, z: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The error of each sample, and the next point."""
+        return self._looked(z, image, self.memory, (), self.steps, self.weights)

@@ -38,5 +38,5 @@ class Picard(Settings):
     def solve(self, f: Map, z0: Tensor) -> Solution:
         """z with f(z) = z, `(B, n)`."""
         if self.damping == 1:
-            return run(self, f, z0, lambda at: at.image)
-        return run(self, f, z0, lambda at: at.z + self.damping * at.gap)
+            return run(self, f, z0, self.looking(lambda at: at.image))
+        return run(self, f, z0, self.looking(lambda at: at.z + self.damping * at.gap))

@@ -77,21 +77,25 @@ class DEQ(nn.Module):
 
     def solve(self, *inputs: Any, z0: State | None = None) -> FixedPoint:
         """As `forward`, with status, steps and residuals."""
+        return self._solve(inputs, z0, ())[0]
+
+    def _solve(
+        self, inputs: tuple[Any, ...], z0: State | None, at: Sequence[int]
+    ) -> tuple[FixedPoint, list[Any]]:
+        """The fixed point, and f of the iterates after `at` steps."""
         solver = self.solver if self.training else self.eval_solver
         counting = _counting(self.f)
+        f, start = self._frozen(inputs, counting), self._begin(inputs, z0)
+        way = [f(_after(k, f, start, solver)) for k in at]
         out = fixed_point(
-            self._frozen(inputs, counting),
-            self._begin(inputs, z0),
-            solver=solver,
-            operator=self.operator,
-            on_failure=self.on_failure,
+            f, start, solver=solver, operator=self.operator, on_failure=self.on_failure
         )
         if counting:
             self._count(out, inputs)
         if not torch._C._are_functorch_transforms_active():
             z = mapped(out.z, lambda v: v.detach().clone())
             self.last = replace(out, z=z)
-        return out
+        return out, way
 
     def _count(self, out: FixedPoint, inputs: tuple[Any, ...]) -> None:
         """Update the statistics of f, from the samples that have a fixed point."""
@@ -110,24 +114,27 @@ class DEQ(nn.Module):
         return {**self.__dict__, "last": None}
 
     def states(self, *inputs: Any, at: Sequence[int], z0: State | None = None) -> list[Any]:
-        """The states after so many steps, for losses on the way (fixed-point correction).
+        """As `forward`, with states on the way for losses of their own (fixed-point correction).
 
-        Each is f of the best iterate of the training solver, which begins anew after each, and is
-        differentiable through that one evaluation (the phantom gradient with one term).
+        Each is f of the best iterate after so many steps of the same solve, with the same random
+        numbers and statistics, and is differentiable through that one evaluation (the phantom
+        gradient with one term). Each costs so many steps more.
 
         Args:
             at: numbers of steps, increasing.
+
+        Returns:
+            The states after `at` steps, and then z, the fixed point.
+
+        Raises:
+            ValueError: if `at` does not increase; otherwise as `forward`.
+
+        Source: Bai, Geng, Savani & Kolter, "Deep Equilibrium Optical Flow Estimation" (CVPR 2022).
         """
         if not at or any(b <= a for a, b in zip([0, *at], at, strict=False)):
             raise ValueError(f"at={at!r}: expected increasing positive numbers of steps")
-        f = self._frozen(inputs, _counting(self.f))
-        z, done, out = self._begin(inputs, z0), 0, []
-        for k in at:
-            some = replace(self.solver, max_steps=k - done)  # type: ignore[type-var]
-            with torch.no_grad():
-                z, done = fixed_point(f, z, solver=some, on_failure="ignore").z, k
-            out.append(f(z))
-        return out
+        out, way = self._solve(inputs, z0, at)
+        return [*way, out.z]
 
     def log(self, writer: Any, step: int, tag: str = "deq") -> None:
         """Write the statistics of the last call to a TensorBoard `SummaryWriter`."""
@@ -173,6 +180,13 @@ class DEQ(nn.Module):
                 )
 
         return f
+
+
+def _after(steps: int, f: Callable[[State], Any], start: State, solver: FixedPointSolver) -> State:
+    """The best iterate of the first `steps` steps."""
+    some: FixedPointSolver = replace(solver, max_steps=steps)  # type: ignore[type-var]
+    with torch.no_grad():
+        return fixed_point(f, start, solver=some, on_failure="ignore").z
 
 
 def _counting(f: nn.Module) -> set[nn.Module]:

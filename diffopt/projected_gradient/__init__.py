@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..backward import BackwardRecord, Direct, Method, check_operator
+from ..linear import GMRES
 from ..nodes import recorded
 from ..solution import OnFailure, check_on_failure, fill_failed, report, succeeded
-from .composite import Composite, MakeOperator, matrix_free
+from .composite import Composite
 from .fista import FISTA
 from .proximal import L1, ElasticNet, GroupLasso, NonnegativeL1, Projected
 
 __all__ = [
-    "FISTA", "L1", "ElasticNet", "GroupLasso", "NonnegativeL1", "Projected", "ProximalSolution",
-    "projected_gradient", "proximal_gradient",
+    "FISTA", "L1", "Direct", "ElasticNet", "GroupLasso", "NonnegativeL1", "Projected",
+    "ProximalSolution", "projected_gradient", "proximal_gradient",
 ]  # fmt: skip
 
 
@@ -30,12 +32,14 @@ class ProximalSolution:
         steps: steps of the solver, each with one gradient of the objective, `(*B,)`.
         residual: a bound on |z - prox(z - step grad f(z), step)| / step, `(*B,)`: the length of
             the gradient, where there is no constraint or penalty. Infinite if no z was found.
+        backward: what the last backward pass did, see `BackwardRecord`.
     """
 
     z: Tensor
     status: Tensor
     steps: Tensor
     residual: Tensor
+    backward: BackwardRecord
 
 
 def projected_gradient(
@@ -44,7 +48,7 @@ def projected_gradient(
     z0: Tensor,
     *,
     solver: FISTA = FISTA(),  # noqa: B008 (a frozen value)
-    operator: MakeOperator | None = None,
+    operator: Method | None = None,
     order: int = 1,
     on_failure: OnFailure = "warn",
 ) -> ProximalSolution:
@@ -62,9 +66,9 @@ def projected_gradient(
         projection: z -> the point of C nearest to z, `(*B, n)` both, C convex.
         z0: where to begin, `(*B, n)`, float32 or float64, in C or not. It gets no gradient.
         solver: the method and its settings.
-        operator: how the derivative's linear system is solved: (residual, root) -> `Operator`,
-            for example `Dense.at`, or ``lambda F, z: MatrixFree(F, z, Anderson())``. Default:
-            GMRES, to 1e-10 (1e-4 in float32).
+        operator: how the derivative's linear system is solved, as in `fixed_point`: `GMRES()`
+            (default, exact), `linear.Anderson()` (exact), `Direct()` (exact, n small),
+            `Neumann(k)` or `Identity()` (biased).
         order: how many derivatives are exact; one more raises.
         on_failure: for a sample that was not solved, or whose linear system was not: "warn" (best
             iterate, zero gradient, one warning that names the samples), "raise", "nan" (NaN in
@@ -76,7 +80,8 @@ def projected_gradient(
 
     Raises:
         ValueError: if `z0` is no floating-point vector, or `objective` or `projection` return
-            another shape or dtype than they must, or `objective` has no gradient in z.
+            another shape or dtype than they must, or `objective` has no gradient in z, or an
+            option does not fit.
         ConvergenceError: under ``on_failure="raise"``, if a sample failed.
 
     Accuracy: `residual` is as ``solver.tol`` says, and the distance of z from the minimiser at
@@ -118,7 +123,7 @@ def proximal_gradient(
     z0: Tensor,
     *,
     solver: FISTA = FISTA(),  # noqa: B008 (a frozen value)
-    operator: MakeOperator | None = None,
+    operator: Method | None = None,
     order: int = 1,
     on_failure: OnFailure = "warn",
 ) -> ProximalSolution:
@@ -150,13 +155,16 @@ def proximal_gradient(
         tensor([1., 0.])
     """
     check_on_failure(on_failure)
+    method = GMRES() if operator is None else operator
+    check_operator(method, order)
     problem = Composite.of(objective, prox, z0)
     found = problem.found(solver)
     report(found.status, found.residual, on_failure, "proximal gradient method")
     z, step = found.value
+    record = BackwardRecord()
     if recorded():
         solved = succeeded(found.status).unsqueeze(-1)
-        z = problem.attached(z, step, solved, operator or matrix_free, on_failure, order)
+        z, record = problem.attached(z, step, solved, method, on_failure, order)
     if on_failure == "nan":
         z = fill_failed(z, found.status, torch.nan)
-    return ProximalSolution(z, found.status, found.steps, found.residual)
+    return ProximalSolution(z, found.status, found.steps, found.residual, record)

@@ -12,21 +12,18 @@ P the derivative of prox and H the Hessian of f, is only ever applied, as a vjp.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..backward import BackwardRecord, Method, operator_at, watched
 from ..implicit import implicit_root, still
-from ..linear import GMRES, batched_norm
-from ..operators import MatrixFree, Operator
+from ..linear import batched_norm
+from ..operators import MatrixFree
 from ..solution import OnFailure, Solution, Status
 from .fista import FISTA, value_and_gradient
 from .proximal import Projected
-
-Residual = Callable[[Tensor], Tensor]
-MakeOperator = Callable[[Residual, Tensor], Operator]
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Composite:
         start = self.z0
         if isinstance(self.prox, Projected):  # f may not be finite outside the set
             with torch.no_grad():
-                start = self.proximal(start, torch.ones_like(start[..., :1]))
+                start = self.proximal(start, start.new_ones(*shape[:-1], 1))
         out = solver.solve(value, prox, start.reshape(flat))
         z, step = out.value[0].reshape(shape), out.value[1].reshape(*batch, 1)
         status, steps, residual = (v.reshape(batch) for v in (out.status, out.steps, out.residual))
@@ -114,11 +111,14 @@ class Composite:
         z: Tensor,
         step: Tensor,
         solved: Tensor,
-        make: MakeOperator,
+        method: Method,
         on_failure: OnFailure,
         order: int,
-    ) -> Tensor:
-        """z, polished, with its derivative; zero for a sample that is not `solved`, which stays."""
+    ) -> tuple[Tensor, BackwardRecord]:
+        """z, polished, with its derivative, and the record of its backward pass.
+
+        A sample that is not `solved` stays, and its derivative is zero.
+        """
         step = torch.where(solved, step, 1.0)  # it may be NaN
 
         def move(x: Tensor) -> Tensor:
@@ -129,8 +129,8 @@ class Composite:
         def residual(x: Tensor) -> Tensor:
             return still(x - move(x))  # what is left of it at the root is rounding
 
-        A: Any = make(residual, root)
-        return implicit_root(residual, root, replace(A, on_failure=on_failure), order)
+        operator, record = watched(operator_at(residual, root, method), on_failure)
+        return implicit_root(residual, root, operator, order), record
 
 
 def _polished(move: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
@@ -140,14 +140,9 @@ def _polished(move: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """
     with torch.no_grad():
         r = z - move(z)
-        better = move(z - matrix_free(lambda x: x - move(x), z).solve(r).value)
+        better = move(z - MatrixFree(lambda x: x - move(x), z).solve(r).value)
         smaller = batched_norm(better - move(better)) < batched_norm(r)
         return torch.where(smaller.unsqueeze(-1), better, z)
-
-
-def matrix_free(residual: Residual, root: Tensor) -> Operator:
-    """The Jacobian of `residual` at `root`, solved by GMRES as far as the dtype allows."""
-    return MatrixFree(residual, root, GMRES(rtol=1e-10 if root.dtype == torch.float64 else 1e-4))
 
 
 def _check_start(z0: Tensor) -> None:

@@ -118,7 +118,7 @@ class FISTA:
         none is seen (f is linear there, or not finite), a trial as far away as `start` is large.
         """
         if self.step is not None:
-            return torch.full_like(start[:, :1], self.step)
+            return start.new_full((len(start), 1), self.step)
         _, g = value_and_gradient(objective, start)
         reach = (1 + _norm(start)) / torch.where(g.any(-1, keepdim=True), _norm(g), 1.0)
         _, near = value_and_gradient(objective, start - 1e-3 * reach * g)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..linear import batched_norm, scaled
+
 
 def length(v: Tensor) -> Tensor:
     """Euclidean norm of each sample, `(*B, n)` to `(*B, 1)`, safe for huge and tiny entries.
 
     Differentiable where it is not zero. The scale is a constant: it cancels.
     """
-    if v.shape[-1] == 0:
-        return v.sum(-1, keepdim=True)
-    top = v.detach().abs().amax(-1, keepdim=True)
-    top = torch.where(top == 0, 1.0, top)
-    return top * torch.linalg.vector_norm(v / top, dim=-1, keepdim=True)
+    unit, scale = scaled(v)
+    return scale * batched_norm(unit).unsqueeze(-1)
 
 
 def times(M: Tensor, v: Tensor) -> Tensor:

@@ -8,7 +8,16 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from diffopt import DEQ, Anderson, Picard, jacobian_penalty, spectral_radius
+from diffopt import (
+    DEQ,
+    Anderson,
+    Broyden,
+    NewtonKrylov,
+    Picard,
+    fixed_point,
+    jacobian_penalty,
+    spectral_radius,
+)
 
 F64 = torch.float64
 TIGHT = Anderson(rtol=1e-12, atol=1e-13)
@@ -206,13 +215,61 @@ def test_several_scales_and_a_start_of_ones_own(x):
 
 def test_states_on_the_way_come_nearer(x):
     layer = DEQ(Cell(), solver=Picard(rtol=1e-12))
-    z = layer(x)
-    states = layer.states(x, at=(1, 4, 9))
+    *states, z = layer.states(x, at=(1, 4, 9))
     errors = [(s - z).norm().item() for s in states]
     assert errors[0] > 4 * errors[1] > 16 * errors[2]
     assert all(torch.autograd.grad(s.sum(), layer.f.z.weight)[0].norm() > 0 for s in states)
     with pytest.raises(ValueError, match="increasing"):
         layer.states(x, at=(3, 3))
+
+
+@pytest.mark.parametrize("name", ["nothing", "dropout", "batch norm"])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_states_are_those_of_the_solve(name, training, x):
+    """f of the best iterate of so many steps, with the masks and statistics of the same call."""
+    layer = DEQ(Cell(between=BETWEEN[name](), scale=0.3), solver=TIGHT).train(training)
+    before, seen = copy.deepcopy(layer.state_dict()), []
+    hook = layer.f.register_forward_hook(lambda f, z, out: seen.append((z[0].detach(), out)))
+    torch.manual_seed(7)
+    z = layer(x)
+    hook.remove()
+    once = copy.deepcopy(layer.state_dict())
+    layer.load_state_dict(before)
+    torch.manual_seed(7)
+    *states, last = layer.states(x, at=(1, 3))
+    assert torch.equal(last, z)
+    for k, state in zip((1, 3), states, strict=True):
+        gaps = torch.stack([(out - at).norm(dim=1) for at, out in seen[: k + 1]])
+        best = gaps.argmin(0)
+        for i in range(len(x)):
+            torch.testing.assert_close(state[i], seen[int(best[i])][1][i], rtol=1e-12, atol=1e-14)
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, once[key]), key  # counted once
+
+
+@pytest.mark.parametrize("outer", [Anderson, NewtonKrylov, Broyden])
+def test_one_inside_another(outer, x):
+    """u = tanh(V u + z) inside z = u / 2 + x; together one fixed point of (u, z)."""
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = DEQ(Cell(), solver=TIGHT)
+
+        def forward(self, z, x):
+            return self.inner(z) / 2 + x
+
+    layer = DEQ(Outer(), solver=outer(rtol=1e-12, atol=1e-13))
+    cell = layer.f.inner.f
+    z = layer(x)
+    assert (layer.last.status == 0).all() and layer.last.steps.max() < 20
+    both = fixed_point(lambda v: (cell(*v), v[0] / 2 + x), (x, x), solver=TIGHT).z[1]
+    torch.testing.assert_close(z, both, rtol=1e-9, atol=1e-10)
+    mine, theirs = (
+        torch.autograd.grad(v.square().sum(), list(cell.parameters())) for v in (z, both)
+    )
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
 def test_state_dict_and_deepcopy(x):
