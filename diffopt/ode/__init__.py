@@ -11,17 +11,21 @@ from torch import Tensor
 
 from ..implicit import implicit_root_of
 from ..operators import Identity
-from ..solution import OnFailure, check_on_failure, report, succeeded
+from ..solution import OnFailure, report, succeeded
 from ..state import Form, State, form_of
 from .adjoint import Adjoint, Backsolve, Checkpointed, Discrete, Unrolled
+from .arguments import check_options, times_of
 from .backsolve import Backsolver, BacksolveRecord, captured, looser
 from .course import Course, course_of
+from .events import EventSolution, odeint_event
 from .methods import RK4, Adaptive, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Solver, Tsit5
 from .step import Slope, flat_field
+from .stiff import ImplicitEuler, Kvaerno3, Kvaerno5, Trapezoid
 
 __all__ = [
-    "Backsolve", "Bosh3", "Checkpointed", "Discrete", "Dopri5", "Dopri8", "Euler", "Heun",
-    "Midpoint", "ODESolution", "RK4", "Tsit5", "Unrolled", "odeint",
+    "Backsolve", "Bosh3", "Checkpointed", "Discrete", "Dopri5", "Dopri8", "Euler", "EventSolution",
+    "Heun", "ImplicitEuler", "Kvaerno3", "Kvaerno5", "Midpoint", "ODESolution", "RK4", "Trapezoid",
+    "Tsit5", "Unrolled", "odeint", "odeint_event",
 ]  # fmt: skip
 
 
@@ -34,7 +38,7 @@ class ODESolution:
         status: `Status` codes, `(B,)`; CONVERGED: the last time was reached.
         t: the time reached, `(B,)`: the last one, or where a failure happened.
         steps, rejected: steps accepted and not, `(B,)`.
-        evaluations: of f while the sample was under way, `(B,)`.
+        evaluations: of f while the sample was under way, `(B,)`; a Jacobian counts as one.
         backward: what the last backward pass did, see `BacksolveRecord`; None but for `Backsolve`.
     """
 
@@ -77,7 +81,9 @@ def odeint(
         t: output times, `(T,)`, or `(B, T)` of every sample; increasing or decreasing. The first
             is that of y0.
         solver: adaptive: `Dopri5()` (default), `Tsit5()`, `Bosh3()`, `Dopri8()`, with their
-            tolerances; with fixed steps: `Euler()`, `Midpoint()`, `Heun()`, `RK4()`.
+            tolerances; with fixed steps: `Euler()`, `Midpoint()`, `Heun()`, `RK4()`. For stiff
+            equations: `Kvaerno5()`, `Kvaerno3()`; with fixed steps `ImplicitEuler()`,
+            `Trapezoid()`.
         adjoint: `Discrete()` (default): the exact derivative of what was computed.
             `Checkpointed(n)`: the same, with less memory and more time. `Backsolve()`: the
             continuous adjoint. `Unrolled()`: through the choice of the steps as well.
@@ -110,10 +116,10 @@ def odeint(
     """
     solver = Dopri5() if solver is None else solver
     adjoint = Discrete() if adjoint is None else adjoint
-    _check_options(solver, adjoint, on_failure)
+    check_options(solver, adjoint, on_failure)
     form = form_of(y0, "y0", "f(t, y)")
     y = form.pack(y0).contiguous().resolve_neg()
-    times = _times(t, y)
+    times = times_of(t, y)
     field = flat_field(f, form)
     way, record = _solved(field, times, y, solver, adjoint, on_failure)
     report(way.status, way.t, on_failure, "odeint", None, "up to t = {:.6g}")
@@ -134,7 +140,9 @@ def _solved(
     if not isinstance(adjoint, Backsolve):
         every = adjoint.every if isinstance(adjoint, Checkpointed) else None
         follow = isinstance(adjoint, Unrolled)
-        return course_of(field, times, y, solver, follow=follow, every=every), None
+        order = adjoint.order if isinstance(adjoint, Discrete | Checkpointed) else 1
+        way = course_of(field, times, y, solver, follow=follow, every=every, order=order)
+        return way, None
     record = BacksolveRecord()
     with torch.no_grad():
         way = course_of(field, times, y, solver)
@@ -148,36 +156,6 @@ def _solved(
     states = way.ys.flatten(1)
     root = implicit_root_of(states, Identity(), pull_back, (states,), (y, times, *leaves))
     return way._replace(ys=root.view_as(way.ys)), record
-
-
-def _check_options(solver: object, adjoint: object, on_failure: str) -> None:
-    check_on_failure(on_failure)
-    if not isinstance(solver, Solver):
-        raise ValueError(f"solver={solver!r}: expected a solver object, for example Dopri5()")
-    if not isinstance(adjoint, Adjoint):
-        raise ValueError(
-            f"adjoint={adjoint!r}: expected an adjoint object, for example Discrete() "
-            "(of diffopt.ode)"
-        )
-
-
-def _times(t: object, y: Tensor) -> Tensor:
-    """t as `(B, T)` in float64."""
-    if not isinstance(t, Tensor) or t.ndim not in (1, 2) or not t.is_floating_point():
-        kind = f"shape {tuple(t.shape)} and {t.dtype}" if isinstance(t, Tensor) else f"{t!r}"
-        raise ValueError(f"t is {kind}: expected a tensor of times, (T,) or (B, T), float")
-    if t.shape[-1] == 0 or (t.ndim == 2 and len(t) != len(y)):
-        raise ValueError(
-            f"t has shape {tuple(t.shape)}, and y0 has {len(y)} samples: expected (T,) or "
-            f"({len(y)}, T) with T >= 1, the first time being that of y0"
-        )
-    times = t.to(y.device, torch.float64).expand(len(y), -1)
-    steps = times.detach().diff(dim=1)
-    if not bool(times.isfinite().all() & ((steps > 0).all(1) | (steps < 0).all(1)).all()):
-        raise ValueError(
-            f"t={t.tolist()}: expected finite times, strictly increasing or decreasing"
-        )
-    return times
 
 
 def _filled(way: Course, on_failure: OnFailure) -> Tensor:

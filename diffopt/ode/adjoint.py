@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..implicit import check_order
 from ..solution import check_counts
 from .methods import Adaptive
 
@@ -28,22 +29,34 @@ from .methods import Adaptive
 class Discrete:
     """The exact derivative of the numbers that were computed, on the grid that was accepted.
 
-    The steps are constants; what was rejected is not kept. Derivatives of any order. Memory: what
-    f keeps for its own backward pass, times the slopes evaluated.
+    The steps are constants; what was rejected is not kept. Memory: what f keeps for its own
+    backward pass, times the slopes evaluated.
+
+    Attributes:
+        order: how many derivatives of an implicit solver are exact; a further one raises. Explicit
+            ones have all of them.
     """
+
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        check_order(self.order)
 
 
 @dataclass(frozen=True)
 class Checkpointed:
     """`Discrete`, with a state kept after every `every` steps, and the others taken again.
 
-    Twice the evaluations of f, and memory for `every` steps and steps / `every` states.
+    Twice the evaluations of f, and memory for `every` steps and steps / `every` states. `order` is
+    that of `Discrete`.
     """
 
     every: int = 10
+    order: int = 1
 
     def __post_init__(self) -> None:
         check_counts(self, "every")
+        check_order(self.order)
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class Unrolled:
     """Backpropagation through everything, the choice of the steps after the first too.
 
     A reference to compare with; a sample that meets NaN gives it to the gradient of all.
+    Of the stages of an implicit solver one derivative is exact; a further one raises.
     """
 
 

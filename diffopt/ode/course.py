@@ -43,6 +43,7 @@ def course_of(
     *,
     follow: bool = False,
     every: int | None = None,
+    order: int = 1,
 ) -> Course:
     """Step through `times` `(B, T)` from y `(B, n)`; recorded by autograd if that is enabled.
 
@@ -50,10 +51,11 @@ def course_of(
         follow: whether the choice of adaptive steps is differentiated, too.
         every: keep only the state after so many steps in the graph, and take the steps between
             again in the backward pass; None to keep all.
+        order: how many derivatives of an implicit step are exact.
     """
     if isinstance(solver, FixedStep):
-        return _on_grid(Grid.over(solver, f, times), y, every)
-    march = March(solver, f, follow)
+        return _on_grid(Grid.over(solver, f, times, order), y, every)
+    march = March(solver, f, follow, order)
     return _finished(march, _driven(march, march.start(times, y), every), times, y)
 
 
@@ -68,16 +70,16 @@ def _driven(march: March, at: Place, every: int | None) -> Place:
 
 
 def _finished(march: March, at: Place, times: Tensor, y: Tensor) -> Course:
-    status, tableau = march.status(at), march.solver.tableau
+    status = march.status(at)
     failed = (status != int(Status.CONVERGED)) & (status != int(Status.ITERATION_LIMIT))
     last = torch.where(failed.unsqueeze(1), at.last, at.y) if bool(failed.any()) else at.y
     if isinstance(at.output, Output):
         ys = at.output.states(y, last)
     else:
         ys = torch.stack([y, last][: times.shape[1]], 1)
-    clock, start = at.clock, 2 - (march.solver.first_step is not None)
-    evaluations = start + clock.tried * (len(tableau.a) - 1)
-    return Course(ys, status, clock.t.detach(), clock.accepted, clock.tried, evaluations)
+    clock = at.clock
+    spent = march.evaluations(at)
+    return Course(ys, status, clock.t.detach(), clock.accepted, clock.tried, spent)
 
 
 def _on_grid(grid: Grid, y: Tensor, every: int | None) -> Course:
@@ -92,6 +94,5 @@ def _on_grid(grid: Grid, y: Tensor, every: int | None) -> Course:
         states += more
     failure, success = int(Status.NUMERICAL_FAILURE), int(Status.CONVERGED)
     status = torch.where(ground.failed, failure, success)
-    evaluations = ground.steps * (len(grid.solver.tableau.a) - 1)
     ys = torch.stack(states, 1)
-    return Course(ys, status, ground.t, ground.steps, ground.steps, evaluations)
+    return Course(ys, status, ground.t, ground.steps, ground.steps, ground.evaluations)

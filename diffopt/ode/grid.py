@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .implicit_step import any_step
 from .methods import FixedStep
-from .step import Slope, explicit_step, nodes
+from .step import Slope, Step, step_times
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Ground:
         last: `(B, n)`, y of the samples that failed, where they did.
         failed: `(B,)`.
         t: `(B,)`, the time reached.
-        steps: `(B,)`.
+        steps, evaluations: `(B,)`.
     """
 
     y: Tensor
@@ -28,12 +29,14 @@ class Ground:
     failed: Tensor
     t: Tensor
     steps: Tensor
+    evaluations: Tensor
 
     @classmethod
     def at(cls, t: Tensor, y: Tensor) -> Ground:
         """At the start."""
         failed = torch.zeros_like(t, dtype=torch.bool)
-        return cls(y, y.detach(), failed, t.detach(), torch.zeros_like(t, dtype=torch.int64))
+        count = torch.zeros_like(t, dtype=torch.int64)
+        return cls(y, y.detach(), failed, t.detach(), count, count)
 
     def state(self) -> Tensor:
         """The last good state, `(B, n)`."""
@@ -48,22 +51,24 @@ class Grid:
         solver, f: the method, and the field on flat states.
         times: `(B, T)`.
         counts: into how many steps each sample divides each interval, `(B, T - 1)`.
+        order: how many derivatives of an implicit step are exact.
     """
 
     solver: FixedStep
     f: Slope
     times: Tensor
     counts: Tensor
+    order: int = 1
 
     @classmethod
-    def over(cls, solver: FixedStep, f: Slope, times: Tensor) -> Grid:
+    def over(cls, solver: FixedStep, f: Slope, times: Tensor, order: int = 1) -> Grid:
         """The grid of these output times."""
         spans = times.detach().diff(dim=1).abs()
         if solver.step is None:
-            return cls(solver, f, times, torch.ones_like(spans, dtype=torch.int64))
+            return cls(solver, f, times, torch.ones_like(spans, dtype=torch.int64), order)
         # 1e-9: a span of three steps is three, not four, whatever its rounding
         counts = (spans / solver.step - 1e-9).ceil().long().clamp_min(1)
-        return cls(solver, f, times, counts)
+        return cls(solver, f, times, counts, order)
 
     def plan(self) -> list[tuple[int, int, bool]]:
         """(interval, step in it, whether it is the last one there), for the slowest sample."""
@@ -84,16 +89,18 @@ class Grid:
         """Step s of interval j; of no length for the samples that are through with it."""
         counts, start = self.counts[:, j], self.times[:, j]
         h = (self.times[:, j + 1] - start) / counts
-        t = start + h * counts.clamp(max=s)
+        t = torch.where(ground.failed, ground.t, start + h * counts.clamp(max=s))
         moving = (counts > s) & ~ground.failed
         h = torch.where(moving, h, 0.0)
-        y = self._stepped(t, h, ground.y)
+        y, _, _, spent = self._stepped(t, h, ground.y)
+        spent = moving * (len(self.solver.tableau.a) - 1 if spent is None else 1 + spent)
         bad = ~y.isfinite().all(1) & moving
         if bool(bad.any()):
             ground, y = self._without(bad, ground, t, h)
         moving = moving & ~bad
         there = torch.where(moving, (t + h).detach(), ground.t)
-        return replace(ground, y=y, t=there, steps=ground.steps + moving)
+        steps, spent = ground.steps + moving, ground.evaluations + spent
+        return replace(ground, y=y, t=there, steps=steps, evaluations=spent)
 
     def _without(self, bad: Tensor, ground: Ground, t: Tensor, h: Tensor) -> tuple[Ground, Tensor]:
         """The step again, with the samples that met infinities or NaN at rest in zero.
@@ -102,10 +109,9 @@ class Grid:
         """
         wide = bad.unsqueeze(1)
         last = torch.where(wide, ground.y.detach(), ground.last)
-        y = self._stepped(t, torch.where(bad, 0.0, h), torch.where(wide, 0.0, ground.y))
+        y = self._stepped(t, torch.where(bad, 0.0, h), torch.where(wide, 0.0, ground.y)).y
         return replace(ground, last=last, failed=ground.failed | bad), y
 
-    def _stepped(self, t: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        tableau = self.solver.tableau
-        times = t + nodes(tableau.c, t.device) * h
-        return explicit_step(self.f, tableau, times, h, y, self.f(t, y), ahead=False).y
+    def _stepped(self, t: Tensor, h: Tensor, y: Tensor) -> Step:
+        times = step_times(self.solver.tableau.c, t, h)
+        return any_step(self.f, self.solver, times, h, y, self.f(t, y), False, self.order)

@@ -18,8 +18,9 @@ from ..solution import Status
 from .clock import Clock
 from .control import first_step, scaled_error
 from .dense import Collector, Output, Passed
+from .implicit_step import any_step
 from .methods import Adaptive
-from .step import Slope, Step, explicit_step, nodes
+from .step import Slope, Step, step_times
 
 
 class Place(NamedTuple):
@@ -29,6 +30,7 @@ class Place(NamedTuple):
         clock: their times and steps.
         y, slope: the state and f there, `(B, n)`.
         status: `(B,)`, ITERATION_LIMIT while a sample is under way.
+        spent: `(B,)`, evaluations of f by an implicit solver in the steps so far.
         last: `(B, n)`, y of the samples that failed, where they did.
         output: what was collected on the way; None if only the last state is wanted.
         under_way: whether any sample is.
@@ -38,6 +40,7 @@ class Place(NamedTuple):
     y: Tensor
     slope: Tensor
     status: Tensor
+    spent: Tensor
     last: Tensor
     output: Collector | None
     under_way: bool = True
@@ -51,11 +54,13 @@ class March:
         solver: the method and its tolerances.
         f: the field, on flat states.
         follow: whether the choice of the steps after the first is differentiated, too.
+        order: how many derivatives of an implicit step are exact.
     """
 
     solver: Adaptive
     f: Slope
     follow: bool = False
+    order: int = 1
 
     def start(self, times: Tensor, y: Tensor) -> Place:
         """The samples at the first of their `times` `(B, T)`."""
@@ -67,10 +72,10 @@ class March:
         clock = Clock(t, h, end, torch.ones_like(h), count, count)
         output = Output.at(times, self.solver.tableau, self.f) if times.shape[1] > 2 else None
         status = torch.full_like(count, int(Status.ITERATION_LIMIT))
-        at = Place(clock, y, slope, status, y.detach(), output, times.shape[1] > 1)
+        at = Place(clock, y, slope, status, count, y.detach(), output, times.shape[1] > 1)
         bad = ~slope.isfinite().all(1)
         failure = torch.full_like(status, int(Status.NUMERICAL_FAILURE))
-        return _given_up(at, bad, failure) if bool(bad.any()) else at
+        return given_up(at, bad, failure) if bool(bad.any()) else at
 
     def run(self, at: Place, tries: int) -> Place:
         """`tries` steps further, or to the end."""
@@ -86,6 +91,12 @@ class March:
         arrived = limit & (at.clock.t == at.clock.end)
         return torch.where(arrived, int(Status.CONVERGED), at.status)
 
+    def evaluations(self, at: Place) -> Tensor:
+        """Of f, `(B,)`; a Jacobian counts as one."""
+        start = 1 if self.solver.first_step is not None else 2
+        explicit = at.clock.tried * (len(self.solver.tableau.a) - 1)
+        return start + (at.spent if self.solver.tableau.implicit else explicit)
+
     def step(self, at: Place) -> Place:
         """One step, tried by every sample."""
         h, times = at.clock.stride(self.solver.tableau.c)
@@ -94,6 +105,9 @@ class March:
         if not everyone and torch.is_grad_enabled():
             trial = self._without(~error.isfinite(), at, h, trial)
         new = at._replace(clock=clock, y=trial.y, slope=trial.slope, under_way=under_way)
+        if trial.evaluations is not None:
+            spent = trial.evaluations * (at.clock.t != at.clock.end)
+            new = new._replace(spent=at.spent + spent)
         if at.output is not None:
             # what is rejected may not be finite, in its further stages too
             length = h if everyone else torch.where(error <= 1, h, 0.0)
@@ -103,8 +117,7 @@ class March:
 
     def _tried(self, at: Place, times: Tensor, h: Tensor) -> tuple[Step, Tensor]:
         """The step and its error in units of the tolerance."""
-        tableau = self.solver.tableau
-        trial = explicit_step(self.f, tableau, times, h, at.y, at.slope, ahead=True)
+        trial = any_step(self.f, self.solver, times, h, at.y, at.slope, True, self.order)
         with self._unrecorded():
             return trial, scaled_error(self.solver, at.y, trial.y, trial.increments)
 
@@ -117,8 +130,7 @@ class March:
         if not bool(bad.any()):
             return trial
         h = torch.where(bad, 0.0, h)
-        times = at.clock.t + nodes(self.solver.tableau.c, h.device) * h
-        return self._tried(at, times, h)[0]
+        return self._tried(at, step_times(self.solver.tableau.c, at.clock.t, h), h)[0]
 
     def _partly(self, at: Place, new: Place, h: Tensor, error: Tensor) -> Place:
         """`new` where the step is accepted, and `at` with a shorter step elsewhere."""
@@ -131,7 +143,7 @@ class March:
         if not bool(short.any()):
             return new
         underflow, failure = int(Status.STEP_UNDERFLOW), int(Status.NUMERICAL_FAILURE)
-        return _given_up(new, short, torch.where(error.isfinite(), underflow, failure))
+        return given_up(new, short, torch.where(error.isfinite(), underflow, failure))
 
     def _unrecorded(self) -> nullcontext[None] | torch.no_grad:
         return nullcontext() if self.follow else torch.no_grad()
@@ -143,7 +155,7 @@ def _least(clock: Clock) -> Tensor:
     return 4 * torch.finfo(clock.t.dtype).eps * size.detach()
 
 
-def _given_up(at: Place, bad: Tensor, status: Tensor) -> Place:
+def given_up(at: Place, bad: Tensor, status: Tensor) -> Place:
     """`at`, its `bad` samples ended where they are, and at rest in zero, where f may be finite."""
     wide, clock = bad.unsqueeze(1), at.clock
     clock = clock._replace(

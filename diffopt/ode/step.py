@@ -23,11 +23,13 @@ class Step(NamedTuple):
         y: at t + h, `(B, n)`.
         slope: f there, if it was asked for; else of the last stage.
         increments: h k_i, the slopes times the step, `(B, n)` each.
+        evaluations: of f by each sample, `(B,)`, where that is not the same for all.
     """
 
     y: Tensor
     slope: Tensor
     increments: list[Tensor]
+    evaluations: Tensor | None = None
 
 
 def flat_field(f: Callable[[Tensor, Any], Any], form: Form) -> Slope:
@@ -67,6 +69,11 @@ def explicit_step(
             slope = f(rows[i], z)
             increments.append((over * slope).contiguous())
     return Step(z, slope, increments)
+
+
+def step_times(c: Row, t: Tensor, h: Tensor) -> Tensor:
+    """t + c h, `(stages, B)`."""
+    return t + nodes(c, h.device) * h
 
 
 @cache
