@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
 
-QUICK_START, FIXED_POINTS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+QUICK_START, FIXED_POINTS, ODES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_quick_start_runs_and_is_right(capsys):
@@ -32,6 +32,15 @@ def test_the_fixed_point_is_one_and_is_learned(capsys):
     exec(compile(FIXED_POINTS, "README.md", "exec"), names)
     assert "0, 0, 0" in capsys.readouterr().out
     assert all(p.grad.abs().sum() > 0 for p in names["layer"].parameters())
+
+
+def test_the_ode_arrives_and_is_learned(capsys):
+    torch.manual_seed(0)
+    names = {"__name__": "readme"}
+    exec(compile(ODES, "README.md", "exec"), names)
+    assert "torch.Size([128, 5, 2])" in capsys.readouterr().out
+    assert (names["sol"].status == 0).all()
+    assert all(p.grad.abs().sum() > 0 for p in names["field"].parameters())
 
 
 def test_files_that_the_readme_names_exist():
