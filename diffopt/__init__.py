@@ -15,7 +15,7 @@ from .fixed_point import (
     spectral_radius,
 )
 from .implicit import implicit_root
-from .nn import DEQ, ProjectedGradient, QPLayer
+from .nn import CNF, DEQ, ExactTrace, Hutchinson, ProjectedGradient, QPLayer
 from .ode import (
     RK4,
     Backsolve,
@@ -68,6 +68,7 @@ __all__ = [
     "Backsolve",
     "Bosh3",
     "Broyden",
+    "CNF",
     "Certificate",
     "Checkpointed",
     "ConvergenceError",
@@ -79,11 +80,13 @@ __all__ = [
     "ElasticNet",
     "Euler",
     "EventSolution",
+    "ExactTrace",
     "FISTA",
     "FixedPoint",
     "GroupLasso",
     "Handover",
     "Heun",
+    "Hutchinson",
     "ImplicitEuler",
     "InteriorPoint",
     "Kvaerno3",

@@ -1,7 +1,8 @@
 """Modules: each holds parameters and makes one call of a function of the package."""
 
+from .cnf import CNF, ExactTrace, Hutchinson
 from .deq import DEQ
 from .projected_gradient import ProjectedGradient
 from .qp import QPLayer
 
-__all__ = ["DEQ", "ProjectedGradient", "QPLayer"]
+__all__ = ["CNF", "DEQ", "ExactTrace", "Hutchinson", "ProjectedGradient", "QPLayer"]

@@ -47,8 +47,9 @@ class Discrete:
 class Checkpointed:
     """`Discrete`, with a state kept after every `every` steps, and the others taken again.
 
-    Twice the evaluations of f, and memory for `every` steps and steps / `every` states. `order` is
-    that of `Discrete`.
+    Twice the evaluations of f, and memory for `every` steps and steps / `every` states. Where f
+    calls `torch.autograd.grad` itself, each such call takes its whole stretch again: prefer
+    `Discrete`. `order` is as there.
     """
 
     every: int = 10

@@ -64,18 +64,27 @@ class March:
 
     def start(self, times: Tensor, y: Tensor) -> Place:
         """The samples at the first of their `times` `(B, T)`."""
+        slope = self.f(times[:, 0], y)
+        bad, rest = ~slope.isfinite().all(1), y
+        if not bool(bad.any()):
+            return self._begun(times, y, slope)
+        if torch.is_grad_enabled():
+            # again without them: zero times NaN would reach what f shares in the backward pass
+            rest = torch.where(bad.unsqueeze(1), 0.0, y)
+            slope = self.f(times[:, 0], rest)
+        at = self._begun(times, rest, slope)
+        failure = torch.full_like(at.status, int(Status.NUMERICAL_FAILURE))
+        return given_up(at, bad, failure)._replace(last=y.detach())
+
+    def _begun(self, times: Tensor, y: Tensor, slope: Tensor) -> Place:
         t, end = (v.contiguous() for v in (times[:, 0], times[:, -1]))
-        slope = self.f(t, y)
         with torch.no_grad():
             h = first_step(self.solver, self.f, t, y, slope, end - t)
         count = torch.zeros_like(t, dtype=torch.int64)
         clock = Clock(t, h, end, torch.ones_like(h), count, count)
         output = Output.at(times, self.solver.tableau, self.f) if times.shape[1] > 2 else None
         status = torch.full_like(count, int(Status.ITERATION_LIMIT))
-        at = Place(clock, y, slope, status, count, y.detach(), output, times.shape[1] > 1)
-        bad = ~slope.isfinite().all(1)
-        failure = torch.full_like(status, int(Status.NUMERICAL_FAILURE))
-        return given_up(at, bad, failure) if bool(bad.any()) else at
+        return Place(clock, y, slope, status, count, y.detach(), output, times.shape[1] > 1)
 
     def run(self, at: Place, tries: int) -> Place:
         """`tries` steps further, or to the end."""

@@ -253,6 +253,21 @@ def test_a_bad_sample_does_not_reach_the_shared_gradient(name, adjoint):
     assert apart(bad, good) < 1e-14
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_sample_that_begins_with_nan(name):
+    solver = ALL[name][0]
+    solver = solver(step=0.125) if name in FIXED else solver()
+    w = torch.ones(2, 2, dtype=F64, requires_grad=True)
+    y0, t = torch.ones(3, 2, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+
+    def gradient(y0):
+        sol = odeint(lambda t, y: torch.tanh(y @ w), y0, t, solver=solver, on_failure="ignore")
+        return torch.autograd.grad(sol.y1[[0, 2]].sum(), w)
+
+    good, y0[1] = gradient(y0), torch.nan
+    assert apart(gradient(y0), good) < 1e-14
+
+
 def test_rejected_steps_leave_no_trace():
     """A first step that is much too long: rejected by all, and not in the graph."""
     ode = van_der_pol(torch.tensor([1.0, 5.0], dtype=F64))
