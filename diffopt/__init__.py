@@ -15,7 +15,7 @@ from .fixed_point import (
     spectral_radius,
 )
 from .implicit import implicit_root
-from .nn import CNF, DEQ, ExactTrace, Hutchinson, ProjectedGradient, QPLayer
+from .nn import CNF, DEQ, ExactTrace, Hutchinson, NeuralODE, ProjectedGradient, QPLayer
 from .ode import (
     RK4,
     Backsolve,
@@ -28,14 +28,20 @@ from .ode import (
     EventSolution,
     Heun,
     ImplicitEuler,
+    JacobianNorm,
+    Kinetic,
     Kvaerno3,
     Kvaerno5,
     Midpoint,
     ODESolution,
+    Taylor,
+    TimeStepping,
     Trapezoid,
     Tsit5,
     odeint,
     odeint_event,
+    regularised,
+    steady_state,
 )
 from .projected_gradient import (
     FISTA,
@@ -89,11 +95,14 @@ __all__ = [
     "Hutchinson",
     "ImplicitEuler",
     "InteriorPoint",
+    "JacobianNorm",
+    "Kinetic",
     "Kvaerno3",
     "Kvaerno5",
     "L1",
     "LPGD",
     "Midpoint",
+    "NeuralODE",
     "NewtonKrylov",
     "NonnegativeL1",
     "ODESolution",
@@ -107,6 +116,8 @@ __all__ = [
     "Residuals",
     "Shifts",
     "Status",
+    "Taylor",
+    "TimeStepping",
     "Trapezoid",
     "Tsit5",
     "Unrolled",
@@ -120,7 +131,9 @@ __all__ = [
     "projected_gradient",
     "projections",
     "proximal_gradient",
+    "regularised",
     "solve_qp",
     "spectral_radius",
     "stack_qps",
+    "steady_state",
 ]

@@ -25,7 +25,9 @@ ARROWS = {
         "_native", "backward", "implicit", "iterate", "linear", "nodes", "operators", "solution",
         "state",
     },
-    "ode": {"_native", "implicit", "nodes", "operators", "solution", "state"},
+    "ode": {
+        "_native", "fixed_point", "implicit", "iterate", "nodes", "operators", "solution", "state",
+    },
     "projections": {"implicit", "iterate", "linear", "operators", "qp", "solution"},
     "projected_gradient": {
         "backward", "implicit", "iterate", "linear", "nodes", "operators", "solution",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,13 @@ BUILDS = {"AVX512": ("avx512", "avx2", "base"), "AVX2": ("avx2", "base")}
 SUFFIX = {torch.float32: "32", torch.float64: "64"}
 
 
-def kernel(name: str, v: Tensor) -> Callable[..., None] | None:
+def kernel(name: str, v: Tensor) -> Callable[..., Any] | None:
     """The function `name` of the core for plain tensors like v; None if the core cannot serve."""
     mapped = torch._C._are_functorch_transforms_active()
     if core is None or v.device.type != "cpu" or v.dtype not in SUFFIX or mapped:
         return None
-    found: Callable[..., None] = getattr(core, f"{name}_{SUFFIX[v.dtype]}")
+    # an extension that was built before this function came has it not
+    found: Callable[..., Any] | None = getattr(core, f"{name}_{SUFFIX[v.dtype]}", None)
     return found
 
 

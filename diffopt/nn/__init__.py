@@ -2,7 +2,8 @@
 
 from .cnf import CNF, ExactTrace, Hutchinson
 from .deq import DEQ
+from .neural_ode import NeuralODE
 from .projected_gradient import ProjectedGradient
 from .qp import QPLayer
 
-__all__ = ["CNF", "DEQ", "ExactTrace", "Hutchinson", "ProjectedGradient", "QPLayer"]
+__all__ = ["CNF", "DEQ", "ExactTrace", "Hutchinson", "NeuralODE", "ProjectedGradient", "QPLayer"]

@@ -19,13 +19,16 @@ from .backsolve import Backsolver, BacksolveRecord, captured, looser
 from .course import Course, course_of
 from .events import EventSolution, odeint_event
 from .methods import RK4, Adaptive, Bosh3, Dopri5, Dopri8, Euler, Heun, Midpoint, Solver, Tsit5
+from .regularise import JacobianNorm, Kinetic, Taylor, regularised
+from .steady import TimeStepping, steady_state
 from .step import Slope, flat_field
 from .stiff import ImplicitEuler, Kvaerno3, Kvaerno5, Trapezoid
 
 __all__ = [
     "Backsolve", "Bosh3", "Checkpointed", "Discrete", "Dopri5", "Dopri8", "Euler", "EventSolution",
-    "Heun", "ImplicitEuler", "Kvaerno3", "Kvaerno5", "Midpoint", "ODESolution", "RK4", "Trapezoid",
-    "Tsit5", "Unrolled", "odeint", "odeint_event",
+    "Heun", "ImplicitEuler", "JacobianNorm", "Kinetic", "Kvaerno3", "Kvaerno5", "Midpoint",
+    "ODESolution", "RK4", "Taylor", "TimeStepping", "Trapezoid", "Tsit5", "Unrolled", "odeint",
+    "odeint_event", "regularised", "steady_state",
 ]  # fmt: skip
 
 
