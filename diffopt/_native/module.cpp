@@ -133,10 +133,23 @@ static Increments<X> increments_of(const std::vector<std::pair<double, Address>>
     return out;
 }
 
+// The slopes of a step lie one after the other, from to[3] on; to: y, h, slope, increments, out.
 template <class X>
-static void combine_all(long n, Address y, const std::vector<std::pair<double, Address>>& terms,
-                        Address out) {
-    combine<X>(n, (const X*)y, increments_of<X>(terms), (X*)out);
+static void stage_all(std::array<long, 3> sizes, const std::vector<double>& row,
+                      std::array<Address, 5> to) {
+    auto [samples, n, count] = sizes;
+    if (count > SLOPES || (long)row.size() > count) throw std::invalid_argument("too many slopes");
+    X* slopes = (X*)to[3];
+    Increments<X> terms{};
+    for (long i = 0; i < (long)row.size(); i++)
+        if (row[i] != 0) {
+            terms.weight[terms.count] = (X)row[i];
+            terms.at[terms.count++] = slopes + i * samples * n;
+        }
+    X* own = slopes + (count - 1) * samples * n;
+    Stage<X> stage{samples,         n,   (const double*)to[1], (const X*)to[0],
+                   (const X*)to[2], own, (X*)to[4]};
+    stage(terms);
 }
 
 template <class X>
@@ -241,8 +254,8 @@ PYBIND11_MODULE(DIFFOPT_MODULE, module) {
         Advance advance{(double*)to[0], (double*)to[1], (double*)to[2], (long*)to[3], (long*)to[4]};
         return advance(clock_of(samples, at), by, (const double*)step, (const double*)error);
     });
-    module.def("combine_32", combine_all<float>);
-    module.def("combine_64", combine_all<double>);
+    module.def("stage_32", stage_all<float>);
+    module.def("stage_64", stage_all<double>);
     module.def("judge_32", judge_all<float>);
     module.def("judge_64", judge_all<double>);
 }

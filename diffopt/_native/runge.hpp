@@ -82,20 +82,35 @@ struct Increments {
     }
 };
 
-// out = y + sum of increments, n numbers.
+// What a new slope adds to a step: its increment h k, and, where `out` is not null, the state
+// y + sum of increments of the next stage, this one the last of them.
 template <class X>
-void combine(long n, const X* y, const Increments<X>& increments, X* out) {
-    Vectors<X> v{n};
-    v.each(
-        [&](long j) {
-            auto get = [&](const X* a) { return v.get(a, j); };
-            v.put(out, j, increments.sum(get(y), get));
-        },
-        [&](long j) {
-            auto get = [&](const X* a) { return a[j]; };
-            out[j] = increments.sum(y[j], get);
-        });
-}
+struct Stage {
+    long samples, n;
+    const double* h;
+    const X *y, *slope;
+    X *increment, *out;
+
+    void operator()(const Increments<X>& increments) const {
+        Vectors<X> v{n};
+        for (long b = 0; b < samples; b++) {
+            X over = (X)h[b];
+            v.each([&](long j) { pack(v, b * n + j, over, increments); },
+                   [&](long j) { one(b * n + j, over, increments); });
+        }
+    }
+
+  private:
+    INLINE void pack(const Vectors<X>& v, long j, X over, const Increments<X>& increments) const {
+        v.put(increment, j, v.get(slope, j) * over);
+        auto get = [&](const X* a) { return v.get(a, j); };
+        if (out) v.put(out, j, increments.sum(get(y), get));
+    }
+    INLINE void one(long j, X over, const Increments<X>& increments) const {
+        increment[j] = slope[j] * over;
+        if (out) out[j] = increments.sum(y[j], [&](const X* a) { return a[j]; });
+    }
+};
 
 // x without its sign; the larger of a and b, NaN if b is.
 template <class V>
