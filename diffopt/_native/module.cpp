@@ -147,8 +147,8 @@ static void stage_all(std::array<long, 3> sizes, const std::vector<double>& row,
             terms.at[terms.count++] = slopes + i * samples * n;
         }
     X* own = slopes + (count - 1) * samples * n;
-    Stage<X> stage{samples,         n,   (const double*)to[1], (const X*)to[0],
-                   (const X*)to[2], own, (X*)to[4]};
+    Stage<X> stage{samples, n,        (const double*)to[1], (const X*)to[0], (const X*)to[2],
+                   own,     (X*)to[4]};
     stage(terms);
 }
 
@@ -160,13 +160,32 @@ static void judge_all(std::array<long, 2> sizes, std::array<double, 2> tolerance
     Increments<X> terms[2];
     for (size_t e = 0; e < estimates.size(); e++) terms[e] = increments_of<X>(estimates[e]);
     auto [samples, n] = sizes;
-    Judge<X> by{n,
-                (const X*)to[0],
-                (const X*)to[1],
-                (const X*)to[2],
-                (X)tolerances[0],
-                (X)tolerances[1]};
+    Judge<X> by{
+        n, (const X*)to[0], (const X*)to[1], (const X*)to[2], (X)tolerances[0], (X)tolerances[1]};
     judge(samples, by, terms, (int)estimates.size(), (double*)to[3]);
+}
+
+// at: y, slope, span
+template <class X>
+static Beginning<X> beginning_of(std::array<long, 2> sizes, std::array<double, 3> limits,
+                                 std::array<Address, 3> at) {
+    auto [rtol, atol, longest] = limits;
+    return {sizes[0], sizes[1], (const X*)at[0], (const X*)at[1], (const double*)at[2],
+            (X)rtol,  (X)atol,  longest};
+}
+
+template <class X>
+static void guess_all(std::array<long, 2> sizes, std::array<double, 3> limits,
+                      std::array<Address, 3> at, std::array<Address, 3> out) {
+    beginning_of<X>(sizes, limits, at).guess((double*)out[0], (double*)out[1], (X*)out[2]);
+}
+
+template <class X>
+static void length_all(std::array<long, 2> sizes, std::array<double, 3> limits,
+                       std::array<Address, 3> at, Address ahead, Address speed, int order,
+                       Address step) {
+    beginning_of<X>(sizes, limits, at)
+        .length((const X*)ahead, (const double*)speed, order, (double*)step);
 }
 
 // t, h, end, before, accepted, tried
@@ -254,6 +273,10 @@ PYBIND11_MODULE(DIFFOPT_MODULE, module) {
         Advance advance{(double*)to[0], (double*)to[1], (double*)to[2], (long*)to[3], (long*)to[4]};
         return advance(clock_of(samples, at), by, (const double*)step, (const double*)error);
     });
+    module.def("guess_32", guess_all<float>);
+    module.def("guess_64", guess_all<double>);
+    module.def("length_32", length_all<float>);
+    module.def("length_64", length_all<double>);
     module.def("stage_32", stage_all<float>);
     module.def("stage_64", stage_all<double>);
     module.def("judge_32", judge_all<float>);

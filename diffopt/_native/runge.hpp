@@ -100,7 +100,7 @@ struct Stage {
         }
     }
 
-  private:
+private:
     INLINE void pack(const Vectors<X>& v, long j, X over, const Increments<X>& increments) const {
         v.put(increment, j, v.get(slope, j) * over);
         auto get = [&](const X* a) { return v.get(a, j); };
@@ -139,7 +139,8 @@ struct Judge {
         };
         return v.total(
             [&](long j) {
-                return ratio(typename Vectors<X>::P{}, [&](const X* a) { return v.get(a, from + j); });
+                return ratio(typename Vectors<X>::P{},
+                             [&](const X* a) { return v.get(a, from + j); });
             },
             [&](long j) { return ratio(X(0), [&](const X* a) { return a[from + j]; }); });
     }
@@ -163,5 +164,63 @@ void judge(long samples, const Judge<X>& by, const Increments<X>* estimates, int
         out[b] = std::sqrt(error) + by.unseen(b * by.n);
     }
 }
+
+// The first step to try, after diffopt/ode/control.py: a guess from the sizes of y and its slope,
+// then, with the slope after a step of that length, one from the second derivative.
+template <class X>
+struct Beginning {
+    long samples, n;
+    const X *y, *slope;
+    const double* span;
+    X rtol, atol;
+    double longest;
+
+    // out: the guess and the size of the slope of each sample, and the state after the guess.
+    void guess(double* step, double* speed, X* state) const {
+        Vectors<X> v{n};
+        for (long b = 0; b < samples; b++) {
+            long from = b * n;
+            double size = rms(from, [&](auto get) { return get(y); });
+            speed[b] = rms(from, [&](auto get) { return get(slope); });
+            bool small = size < 1e-5 || speed[b] < 1e-5;
+            step[b] = std::fmin(small ? 1e-6 : 0.01 * size / speed[b], most(b));
+            X over = (X)std::copysign(step[b], span[b]);
+            v.each(
+                [&](long j) {
+                    v.put(state, from + j, v.get(y, from + j) + v.get(slope, from + j) * over);
+                },
+                [&](long j) { state[from + j] = y[from + j] + slope[from + j] * over; });
+        }
+    }
+    // step: the guess, and then the step, with its sign.
+    void length(const X* ahead, const double* speed, int order, double* step) const {
+        for (long b = 0; b < samples; b++) {
+            double change = rms(b * n, [&](auto get) { return get(ahead) - get(slope); });
+            double bend = larger(speed[b], change / step[b]);
+            double longer = bend <= 1e-15 ? std::fmax(1e-3 * step[b], 1e-6)
+                                          : std::pow(0.01 / bend, 1.0 / order);
+            if (!std::isfinite(longer)) longer = step[b];
+            longer = std::fmin(100 * step[b], longer);
+            step[b] = std::copysign(std::fmin(longer, most(b)), span[b]);
+        }
+    }
+
+private:
+    double most(long b) const { return std::fmin(std::fabs(span[b]), longest); }
+
+    // The root mean square of x over rtol |y| + atol, in the entries from `from` on.
+    template <class F>
+    double rms(long from, F x) const {
+        Vectors<X> v{n};
+        auto square = [&](auto get) {
+            auto ratio = x(get) / (magnitude(get(y)) * rtol + atol);
+            return ratio * ratio;
+        };
+        double sum =
+            v.total([&](long j) { return square([&](const X* a) { return v.get(a, from + j); }); },
+                    [&](long j) { return square([&](const X* a) { return a[from + j]; }); });
+        return std::sqrt(sum / n);
+    }
+};
 
 }  // namespace diffopt

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _native
 from .methods import Adaptive
-from .step import Slope, addressed, combined
+from .step import Slope, addressed, combined, plain
 
 SAFETY = 0.9  # of the step that would just meet the tolerance
 SHORTEST, LONGEST = 0.2, 10.0  # times the last step
@@ -77,6 +77,8 @@ def first_step(
     direction, most = span.sign(), span.abs().clamp(max=solver.max_step)
     if solver.first_step is not None:
         return direction * most.clamp(max=solver.first_step)
+    if _native.kernel("guess", y) is not None:
+        return _compiled_first_step(solver, f, t, y, slope, span)
     scale = y.abs().mul(solver.rtol).add_(solver.atol)
     size, speed = _size(y, scale), _size(slope, scale)
     small = (size < 1e-5) | (speed < 1e-5)
@@ -89,6 +91,23 @@ def first_step(
     )
     longer = torch.minimum(100 * guess, torch.where(longer.isfinite(), longer, guess))
     return direction * torch.minimum(longer, most)
+
+
+def _compiled_first_step(
+    solver: Adaptive, f: Slope, t: Tensor, y: Tensor, slope: Tensor, span: Tensor
+) -> Tensor:
+    """The same by the compiled core."""
+    guess, length = _native.kernel("guess", y), _native.kernel("length", y)
+    assert guess is not None and length is not None
+    step, speed = torch.empty_like(t), torch.empty_like(t)
+    state, slope, span = torch.empty_like(y), plain(slope), plain(span)
+    at = y.data_ptr(), slope.data_ptr(), span.data_ptr()
+    limits = solver.rtol, solver.atol, solver.max_step
+    guess(tuple(y.shape), limits, at, (step.data_ptr(), speed.data_ptr(), state.data_ptr()))
+    ahead = plain(f(t + step.copysign(span), state))
+    order, found = solver.tableau.order, step.data_ptr()
+    length(tuple(y.shape), limits, at, ahead.data_ptr(), speed.data_ptr(), order, found)
+    return step
 
 
 def _weighted(weights: tuple[float, ...], increments: list[Tensor]) -> Tensor:

@@ -90,7 +90,7 @@ def _compiled_step(
     increments, states = y.new_empty(count, *y.shape), y.new_empty(count - 1, *y.shape)
     first, out, ends = increments.data_ptr(), states.data_ptr(), states.unbind(0)
     for i, (row, t) in enumerate(zip(rows, (*times.unbind(0)[1:], None), strict=True)):
-        slope = slope.contiguous().resolve_neg()
+        slope = plain(slope)
         assert slope.shape == y.shape and slope.dtype == y.dtype
         here = out + i * bytes_each if t is not None else 0
         at = y.data_ptr(), h.data_ptr(), slope.data_ptr(), first, here
@@ -135,3 +135,8 @@ def combined(y: Tensor, weights: Row, increments: Sequence[Tensor]) -> Tensor:
 def addressed(terms: Iterable[tuple[float, Tensor]]) -> list[tuple[float, int]]:
     """What the compiled core takes for weights and arrays."""
     return [(w, v.data_ptr()) for w, v in terms]
+
+
+def plain(v: Tensor) -> Tensor:
+    """v as the compiled core reads it: row after row, nothing left to be done."""
+    return v.contiguous().resolve_neg()
