@@ -1,4 +1,4 @@
-"""Claim: to the same tolerance, `fixed_point` is twice to eight times as fast as torchdeq.
+"""Claim: to the same tolerance, `fixed_point` is two to ten times as fast as torchdeq.
 
     python -m pip install -e ".[bench]"
     python benchmarks/fixed_point.py [--smoke] [--out FOLDER]
