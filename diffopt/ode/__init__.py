@@ -89,7 +89,7 @@ def odeint(
             `Trapezoid()`.
         adjoint: `Discrete()` (default): the exact derivative of what was computed.
             `Checkpointed(n)`: the same, with less memory and more time. `Backsolve()`: the
-            continuous adjoint. `Unrolled()`: through the choice of the steps as well.
+            continuous adjoint. `diffopt.ode.Unrolled()`: through the choice of the steps too.
         on_failure: for a sample that did not reach its last time: "warn" (the last good state
             from there on, zero gradient, one warning that names the samples), "raise", "nan",
             "ignore" (as "warn", without the warning).
