@@ -164,6 +164,11 @@ def report(
     warnings.warn(message, ConvergenceWarning, stacklevel=_depth_of_the_user())
 
 
+def caution(message: str) -> None:
+    """A `ConvergenceWarning` at the line of the user."""
+    warnings.warn(message, ConvergenceWarning, stacklevel=_depth_of_the_user())
+
+
 def _depth_of_the_user() -> int:
     """The stack level, for `report`, of the first frame that is neither ours nor torch's."""
     ours = tuple(str(Path(module).parent) for module in (__file__, torch.__file__))

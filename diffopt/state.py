@@ -78,6 +78,11 @@ class Form(NamedTuple):
                 f"{self.image} has shape {self._described(shapes)}, but {self.name} has "
                 f"{self._described(expected)}: f must map a state to one of the same shape"
             )
+        if any(p.device != v.device for p in parts):
+            raise ValueError(
+                f"{self.image} is on {parts[0].device}, but {self.name} on {v.device}: bring "
+                f"{self.name} and the parameters of f to one device"
+            )
         # Under autocast f works in half precision, and the state is kept in its own.
         if not half and any(p.dtype != v.dtype for p in parts):
             raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # what torch calls the processor's vector instructions: the builds that run there, best first
 BUILDS = {"AVX512": ("avx512", "avx2", "base"), "AVX2": ("avx2", "base")}
@@ -23,8 +24,9 @@ SUFFIX = {torch.float32: "32", torch.float64: "64"}
 
 def kernel(name: str, v: Tensor) -> Callable[..., Any] | None:
     """The function `name` of the core for plain tensors like v; None if the core cannot serve."""
-    mapped = torch._C._are_functorch_transforms_active()
-    if core is None or v.device.type != "cpu" or v.dtype not in SUFFIX or mapped:
+    # torch.no_grad does not end the forward mode
+    traced = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if core is None or v.device.type != "cpu" or v.dtype not in SUFFIX or traced:
         return None
     # an extension that was built before this function came has it not
     found: Callable[..., Any] | None = getattr(core, f"{name}_{SUFFIX[v.dtype]}", None)

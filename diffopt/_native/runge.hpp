@@ -184,6 +184,7 @@ struct Beginning {
             speed[b] = rms(from, [&](auto get) { return get(slope); });
             bool small = size < 1e-5 || speed[b] < 1e-5;
             step[b] = std::fmin(small ? 1e-6 : 0.01 * size / speed[b], most(b));
+            step[b] = std::fmax(step[b], 1e-20 * most(b));
             X over = (X)std::copysign(step[b], span[b]);
             v.each(
                 [&](long j) {
@@ -201,7 +202,8 @@ struct Beginning {
                                           : std::pow(0.01 / bend, 1.0 / order);
             if (!std::isfinite(longer)) longer = step[b];
             longer = std::fmin(100 * step[b], longer);
-            step[b] = std::copysign(std::fmin(longer, most(b)), span[b]);
+            longer = std::fmax(std::fmin(longer, most(b)), 1e-20 * most(b));
+            step[b] = std::copysign(longer, span[b]);
         }
     }
 

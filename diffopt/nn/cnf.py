@@ -179,7 +179,8 @@ class CNF(nn.Module):
         """y from start to end, and the integral of the trace."""
         _check(y, name, self.d)
         flat = y.reshape(-1, self.d)
-        probes = self.trace.probes(flat)
+        with torch.inference_mode(False):
+            probes = self.trace.probes(flat)
 
         def field(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             slope, trace = _with_trace(self.f, t, state[0], probes)
@@ -233,7 +234,9 @@ def _with_trace(f: Field, t: Tensor, y: Tensor, probes: Tensor) -> tuple[Tensor,
                 slope, y, probes.to(slope.dtype), create_graph=recorded,
                 is_grads_batched=True, allow_unused=True,
             )  # fmt: skip
-        trace = y.new_zeros(len(y)) if products is None else (products * probes).sum((0, 2))
+        trace = (
+            y.new_zeros(len(y)) if products is None else (products * probes).sum(2).cumsum(0)[-1]
+        )
     return (slope, trace) if recorded else (slope.detach(), trace.detach())
 
 

@@ -14,7 +14,7 @@ from ..operators import Identity
 from ..solution import OnFailure, report, succeeded
 from ..state import Form, State, form_of
 from .adjoint import Adjoint, Backsolve, Checkpointed, Discrete, Unrolled
-from .arguments import check_options, times_of
+from .arguments import check_options, packed, times_of
 from .backsolve import Backsolver, BacksolveRecord, captured, looser
 from .course import Course, course_of
 from .events import EventSolution, odeint_event
@@ -41,7 +41,8 @@ class ODESolution:
         status: `Status` codes, `(B,)`; CONVERGED: the last time was reached.
         t: the time reached, `(B,)`: the last one, or where a failure happened.
         steps, rejected: steps accepted and not, `(B,)`.
-        evaluations: of f while the sample was under way, `(B,)`; a Jacobian counts as one.
+        evaluations: of f in the steps while the sample was under way, `(B,)`; a Jacobian counts as
+            one. (Output between the steps of `Dopri8` takes three more a step.)
         backward: what the last backward pass did, see `BacksolveRecord`; None but for `Backsolve`.
     """
 
@@ -79,7 +80,8 @@ def odeint(
         f: (t, y) -> dy/dt, like y. t comes as `(B, 1, ..., 1)`, with as many dimensions as y (as
             its first part, of a tuple), so that it broadcasts, in the dtype of y; it differs from
             sample to sample. Sample i of f depends on sample i of y only. It must be the same
-            function at every call: no fresh dropout masks, no running statistics.
+            function at every call: no fresh dropout masks, no running statistics, y not changed in
+            place.
         y0: `(B, ...)`, or a tuple of such tensors.
         t: output times, `(T,)`, or `(B, T)` of every sample; increasing or decreasing. The first
             is that of y0.
@@ -121,7 +123,7 @@ def odeint(
     adjoint = Discrete() if adjoint is None else adjoint
     check_options(solver, adjoint, on_failure)
     form = form_of(y0, "y0", "f(t, y)")
-    y = form.pack(y0).contiguous().resolve_neg()
+    y = packed(form, y0)
     times = times_of(t, y)
     field = flat_field(f, form)
     way, record = _solved(field, times, y, solver, adjoint, on_failure)
@@ -151,13 +153,16 @@ def _solved(
         way = course_of(field, times, y, solver)
     if not torch.is_grad_enabled():
         return way, record
-    back = adjoint.solver or (solver if isinstance(solver, Adaptive) else Dopri5())
-    leaves = captured(field, times[:, 0], y)
+    back = adjoint.solver or Dopri5()
+    if adjoint.solver is None and isinstance(solver, Adaptive) and not solver.tableau.implicit:
+        back = solver
+    leaves = captured(field, times, way.ys)
     pull_back = Backsolver(
-        field, times.detach(), leaves, back, looser(solver, back), record, on_failure
-    )
+        field, times.detach(), leaves, succeeded(way.status), back, looser(solver, back), record,
+        on_failure,
+    )  # fmt: skip
     states = way.ys.flatten(1)
-    root = implicit_root_of(states, Identity(), pull_back, (states,), (y, times, *leaves))
+    root = implicit_root_of(states, Identity(), pull_back, (states, *leaves), (y, times, *leaves))
     return way._replace(ys=root.view_as(way.ys)), record
 
 

@@ -76,11 +76,12 @@ class Backsolve:
     Memory does not grow with the steps. The derivative is that of the differential equation, not
     of the numbers, up to O(tolerance); where f contracts, y cannot be found again backwards, and
     the derivative is wrong: the distance from the states of the forward pass is measured at every
-    output time (`ODESolution.backward`), and a warning is given.
+    output time (`ODESolution.backward`), and a warning is given. Where the way back itself fails,
+    the sample has no gradient from there on.
 
     Attributes:
-        solver: for the way back; None for that of the forward pass if its steps are adaptive,
-            else `Dopri5()`.
+        solver: for the way back, explicit; None for that of the forward pass if it is adaptive and
+            explicit, else `Dopri5()`.
 
     Source: Chen et al., "Neural Ordinary Differential Equations" (NeurIPS 2018), Algorithm 1.
     """
@@ -88,10 +89,11 @@ class Backsolve:
     solver: Adaptive | None = None
 
     def __post_init__(self) -> None:
-        if self.solver is not None and not isinstance(self.solver, Adaptive):
+        suits = isinstance(self.solver, Adaptive) and not self.solver.tableau.implicit
+        if self.solver is not None and not suits:
             raise ValueError(
-                f"Backsolve(solver={self.solver!r}): expected one with adaptive steps, for example "
-                "Dopri5(), or None"
+                f"Backsolve(solver={self.solver!r}): expected an explicit one with adaptive steps, "
+                "for example Dopri5(), or None"
             )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..solution import check_on_failure
+from ..state import Form, State
 from .adjoint import Adjoint
 from .methods import Solver
 
@@ -22,6 +23,15 @@ def check_options(solver: object, adjoint: object, on_failure: str) -> None:
         )
 
 
+def packed(form: Form, y0: State) -> Tensor:
+    """y0 as the solvers take it, `(B, n)`."""
+    y = form.pack(y0).contiguous().resolve_neg()
+    if y.shape[1] == 0:
+        shapes = [tuple(s) for s in form.shapes]
+        raise ValueError(f"y0 has shape {shapes} a sample: expected at least one number")
+    return y
+
+
 def times_of(t: object, y: Tensor) -> Tensor:
     """t as `(B, T)` in float64."""
     if not isinstance(t, Tensor) or t.ndim not in (1, 2) or not t.is_floating_point():
@@ -36,7 +46,10 @@ def times_of(t: object, y: Tensor) -> Tensor:
     steps = times.detach().diff()
     forward = steps[..., :1].sign()  # of every sample
     if not bool(times.isfinite().all() & (steps * forward > 0).all()):
+        ok = times.detach().isfinite()[..., 1:] & (steps * forward > 0)
+        at = int((~ok).nonzero()[0, -1]) if ok.numel() and not bool(ok.all()) else 0
         raise ValueError(
-            f"t={t.tolist()}: expected finite times, strictly increasing or decreasing"
+            f"t has {times[..., at : at + 2].tolist()} at {at}: expected finite times, strictly "
+            "increasing or decreasing"
         )
     return times.expand(len(y), -1)

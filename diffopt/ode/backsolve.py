@@ -9,18 +9,17 @@ and y itself is found again on the way, from the state kept at each output time.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..solution import ConvergenceError, ConvergenceWarning, OnFailure, report
+from ..solution import ConvergenceError, OnFailure, caution, report, succeeded
 from .dense import Passed
 from .march import March
 from .methods import Adaptive, Solver
-from .step import Slope, combined, more_stages
+from .step import Slope, at_rest, combined, more_stages
 
 # Gauss-Legendre on [0, 1], of order 6: nodes and weights
 GAUSS = ((0.5 - 0.15**0.5, 5 / 18), (0.5, 4 / 9), (0.5 + 0.15**0.5, 5 / 18))
@@ -49,11 +48,19 @@ def looser(forward: Solver, back: Adaptive) -> tuple[float, float]:
     return max(1e-6, back.rtol), max(1e-6, back.atol)
 
 
-def captured(f: Slope, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """The leaves that f(t, y) depends on, besides t and y: parameters, and loose tensors."""
-    with torch.enable_grad():
-        node = f(t.detach(), y.detach()).grad_fn
-    found, seen, left = {}, set(), [node]
+def captured(f: Slope, times: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+    """The leaves that f depends on besides t and y, at the first and the last time."""
+    found: dict[int, Tensor] = {}
+    for j in (0, -1):
+        with torch.enable_grad():
+            slope = f(times[:, j].detach(), states[:, j].detach())
+        found |= {id(leaf): leaf for leaf in leaves_of(slope)}
+    return tuple(found.values())
+
+
+def leaves_of(v: Tensor) -> tuple[Tensor, ...]:
+    """The leaves of the graph of v: parameters, and loose tensors."""
+    found, seen, left = {}, set(), [v.grad_fn]
     while left:
         node = left.pop()
         if node is None or node in seen:
@@ -101,6 +108,7 @@ class Backsolver:
         f: the field, on flat states.
         times: `(B, T)`.
         leaves: what f depends on.
+        good: `(B,)`, which samples the forward pass has solved.
         solver: for the way back.
         tolerance: rtol and atol, in units of which the mismatch is said.
         record, on_failure: where to say how it went.
@@ -109,20 +117,24 @@ class Backsolver:
     f: Slope
     times: Tensor
     leaves: tuple[Tensor, ...]
+    good: Tensor
     solver: Adaptive
     tolerance: tuple[float, float]
     record: BacksolveRecord
     on_failure: OnFailure
 
-    def __call__(self, w: Tensor, needed: Sequence[bool], ys: Tensor) -> tuple[Tensor, ...]:
+    def __call__(
+        self, w: Tensor, needed: Sequence[bool], ys: Tensor, *leaves: Tensor
+    ) -> tuple[Tensor, ...]:
         """-w^T d(states)/d(y0, times, *leaves), with w and the states `(B, T n)`."""
         with torch.no_grad():
             B, T = self.times.shape
-            states, v = ys.view(B, T, -1), -w.detach().view(B, T, -1)
+            states = at_rest(ys, ~self.good, self.good).view(B, T, -1)
+            v = -w.detach().view(B, T, -1)
             slopes = [self.f(self.times[:, j], states[:, j]) for j in range(T)]
-            of_times = [(v[:, j] * slopes[j]).sum(1) for j in range(T)]
+            of_times = [_dot(v[:, j], slopes[j]) for j in range(T)]
             a, totals = self._swept(states, v)
-            of_times[0] = -((a - v[:, 0]) * slopes[0]).sum(1)
+            of_times[0] = -_dot(a - v[:, 0], slopes[0])
             grads = a, torch.stack(of_times, 1).to(self.times.dtype), *totals
         # The tie to w makes a further derivative raise; see `nodes`.
         return tuple(g + 0 * w.sum().to(g.dtype) for g in grads) if w.requires_grad else grads
@@ -151,7 +163,12 @@ class Backsolver:
             worst = torch.maximum(worst, self._distance(y, states[:, j - 1]))
             evaluations += 2 + at.clock.tried * (len(self.solver.tableau.a) - 1)
             assert isinstance(at.output, Sensitivity)
-            a, totals = a + v[:, j - 1], at.output.totals
+            totals, ok = at.output.totals, succeeded(march.status(at))
+            if not bool(ok.all()):  # nothing of it is right
+                fill = torch.nan if self.on_failure == "nan" else 0.0
+                a = torch.where(ok.unsqueeze(1), a, fill)
+                v = torch.where(ok.view(-1, 1, 1), v, fill)
+            a = a + v[:, j - 1]
         self.record.mismatch, self.record.evaluations = worst, evaluations
         self._warn(worst)
         return a, totals
@@ -184,7 +201,12 @@ class Backsolver:
         )
         if self.on_failure == "raise":
             raise ConvergenceError(message)
-        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        caution(message)
+
+
+def _dot(v: Tensor, slope: Tensor) -> Tensor:
+    """v^T slope, `(B,)`; zero without v, where f may not be finite."""
+    return torch.where(v == 0, 0.0, v * slope).sum(1)
 
 
 def _vjp(
@@ -195,6 +217,11 @@ def _vjp(
         slope = f(t, y)
     if not slope.requires_grad:
         return tuple(torch.zeros_like(p) for p in leaves)
+    if {id(p) for p in leaves_of(slope)} - {id(p) for p in leaves}:
+        raise RuntimeError(
+            "Backsolve: f depends on tensors inside the interval that it does not depend on at its "
+            "first and last time, and their gradient would be lost: use adjoint=Discrete()"
+        )
     grads = torch.autograd.grad(slope, leaves, cotangent, retain_graph=True, allow_unused=True)
     return tuple(
         torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)

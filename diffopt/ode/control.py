@@ -13,6 +13,7 @@ from .step import Slope, addressed, combined, plain
 
 SAFETY = 0.9  # of the step that would just meet the tolerance
 SHORTEST, LONGEST = 0.2, 10.0  # times the last step
+LEAST = 1e-20  # of the way: a first step that is not zero
 BEST = 1e-4  # the smallest error that the controller remembers
 MEMORY = 0.2  # weight of the previous error; Hairer & Wanner's beta = 0.04 for order 5
 
@@ -82,7 +83,8 @@ def first_step(
     scale = y.abs().mul(solver.rtol).add_(solver.atol)
     size, speed = _size(y, scale), _size(slope, scale)
     small = (size < 1e-5) | (speed < 1e-5)
-    guess = torch.minimum(torch.where(small, 1e-6, 0.01 * size / speed), most)
+    guess = torch.where(small, 1e-6, 0.01 * size / speed)
+    guess = torch.minimum(guess, most).maximum(LEAST * most)
     step = direction * guess
     ahead = f(t + step, y + step.to(y.dtype).unsqueeze(1) * slope)
     bend = torch.maximum(_size(ahead - slope, scale) / guess, speed)
@@ -90,7 +92,7 @@ def first_step(
         bend <= 1e-15, (1e-3 * guess).clamp_min(1e-6), (0.01 / bend) ** (1 / (solver.tableau.order))
     )
     longer = torch.minimum(100 * guess, torch.where(longer.isfinite(), longer, guess))
-    return direction * torch.minimum(longer, most)
+    return direction * torch.minimum(longer, most).maximum(LEAST * most)
 
 
 def _compiled_first_step(

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..solution import OnFailure, report, succeeded
 from ..state import Form, State, form_of
 from .adjoint import Adjoint, Backsolve, Checkpointed, Discrete, Unrolled
-from .arguments import check_options, times_of
+from .arguments import check_options, packed, times_of
 from .march import March
 from .methods import Adaptive, Dopri5
 from .step import flat_field
@@ -102,7 +102,7 @@ def odeint_event(
     check_options(solver, adjoint, on_failure)
     _check(solver, adjoint, direction, t)
     form = form_of(y0, "y0", "f(t, y)")
-    y = form.pack(y0).contiguous().resolve_neg()
+    y = packed(form, y0)
     times = times_of(t, y)
     order = adjoint.order if isinstance(adjoint, Discrete | Checkpointed) else 1
     march = March(solver, flat_field(f, form), isinstance(adjoint, Unrolled), order)
@@ -114,7 +114,7 @@ def odeint_event(
     ok, fill = succeeded(status), torch.nan if on_failure == "nan" else y.detach()
     if not bool(ok.all()):
         y = torch.where(ok.unsqueeze(1), y, fill)
-        when = torch.where(ok, when, when.detach())
+        when = torch.where(ok, when, torch.nan if on_failure == "nan" else when.detach())
     clock, spent = seen.at.clock, march.evaluations(seen.at)
     rejected = clock.tried - clock.accepted
     return EventSolution(

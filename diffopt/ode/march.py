@@ -20,7 +20,7 @@ from .control import first_step, scaled_error
 from .dense import Collector, Output, Passed
 from .implicit_step import any_step
 from .methods import Adaptive
-from .step import Slope, Step, step_times
+from .step import Slope, Step, at_rest, owned, step_times
 
 
 class Place(NamedTuple):
@@ -64,15 +64,13 @@ class March:
 
     def start(self, times: Tensor, y: Tensor) -> Place:
         """The samples at the first of their `times` `(B, T)`."""
-        slope = self.f(times[:, 0], y)
-        bad, rest = ~slope.isfinite().all(1), y
+        slope = owned(self.f(times[:, 0], y))
+        bad = ~slope.isfinite().all(1)
         if not bool(bad.any()):
             return self._begun(times, y, slope)
-        if torch.is_grad_enabled():
-            # again without them: zero times NaN would reach what f shares in the backward pass
-            rest = torch.where(bad.unsqueeze(1), 0.0, y)
-            slope = self.f(times[:, 0], rest)
-        at = self._begun(times, rest, slope)
+        # again without them: zero times NaN would reach what f shares in the backward pass
+        rest = at_rest(y, bad, ~bad)
+        at = self._begun(times, rest, owned(self.f(times[:, 0], rest)))
         failure = torch.full_like(at.status, int(Status.NUMERICAL_FAILURE))
         return given_up(at, bad, failure)._replace(last=y.detach())
 
@@ -165,15 +163,13 @@ def _least(clock: Clock) -> Tensor:
 
 
 def given_up(at: Place, bad: Tensor, status: Tensor) -> Place:
-    """`at`, its `bad` samples ended where they are, and at rest in zero, where f may be finite."""
+    """`at`, its `bad` samples ended where they are: at rest where f was finite."""
     wide, clock = bad.unsqueeze(1), at.clock
     clock = clock._replace(
         end=torch.where(bad, clock.t, clock.end), h=torch.where(bad, 0.0, clock.h)
     )
     return at._replace(
         clock=clock,
-        y=torch.where(wide, 0.0, at.y),
-        slope=torch.where(wide, 0.0, at.slope),
         status=torch.where(bad, status, at.status),
         last=torch.where(wide, at.y.detach(), at.last),
         under_way=bool((clock.t != clock.end).any()),

@@ -44,8 +44,9 @@ def flat_field(f: Callable[[Tensor, Any], Any], form: Form) -> Slope:
         calls += 1
         if not plain or calls == 1:
             return checked(t.to(y.dtype).view(-1, *ones), y)
+        before = 0 if y.is_inference() else y._version
         out = f(t.to(y.dtype).unsqueeze(1), y)
-        if isinstance(out, Tensor) and out.shape == y.shape and out.dtype == y.dtype:
+        if like(out, y) and (y.is_inference() or y._version == before):
             return out
         return checked(t.to(y.dtype).view(-1, *ones), y)  # which says what is wrong
 
@@ -73,7 +74,7 @@ def explicit_step(
         if i < last or ahead:
             slope = f(rows[i], z)
             increments.append((over * slope).contiguous())
-    return Step(z, slope, increments)
+    return Step(z, owned(slope), increments)
 
 
 def _compiled_step(
@@ -91,13 +92,13 @@ def _compiled_step(
     first, out, ends = increments.data_ptr(), states.data_ptr(), states.unbind(0)
     for i, (row, t) in enumerate(zip(rows, (*times.unbind(0)[1:], None), strict=True)):
         slope = plain(slope)
-        assert slope.shape == y.shape and slope.dtype == y.dtype
+        assert like(slope, y)
         here = out + i * bytes_each if t is not None else 0
         at = y.data_ptr(), h.data_ptr(), slope.data_ptr(), first, here
         native((*y.shape, i + 1), row, at)
         if t is not None:
             slope = f(t, ends[i])
-    return Step(ends[-1], slope, list(increments.unbind(0)))
+    return Step(ends[-1], owned(slope), list(increments.unbind(0)))
 
 
 def step_times(c: Row, t: Tensor, h: Tensor) -> Tensor:
@@ -108,7 +109,8 @@ def step_times(c: Row, t: Tensor, h: Tensor) -> Tensor:
 @cache
 def nodes(c: Row, device: torch.device) -> Tensor:
     """c as a column, in float64."""
-    return torch.tensor(c, dtype=torch.float64, device=device).unsqueeze(1)
+    with torch.inference_mode(False):  # it is kept for all modes
+        return torch.tensor(c, dtype=torch.float64, device=device).unsqueeze(1)
 
 
 def more_stages(
@@ -135,6 +137,28 @@ def combined(y: Tensor, weights: Row, increments: Sequence[Tensor]) -> Tensor:
 def addressed(terms: Iterable[tuple[float, Tensor]]) -> list[tuple[float, int]]:
     """What the compiled core takes for weights and arrays."""
     return [(w, v.data_ptr()) for w, v in terms]
+
+
+def owned(slope: Tensor) -> Tensor:
+    """A slope to keep: f may use the memory that it has returned again, if nothing is recorded."""
+    return slope if torch.is_grad_enabled() else slope.clone()
+
+
+def at_rest(y: Tensor, bad: Tensor, good: Tensor) -> Tensor:
+    """y with the `bad` samples where the first `good` one is, if there is one; else in zero.
+
+    f is evaluated there on, and is likely to be finite, and its derivative too.
+    """
+    places = good.nonzero()
+    rest = y.detach()[places[0]] if len(places) else torch.zeros_like(y[:1])
+    return torch.where(bad.unsqueeze(1), rest, y)
+
+
+def like(v: object, y: Tensor) -> bool:
+    """Whether v is a tensor of the shape, dtype and device of y."""
+    if not isinstance(v, Tensor):
+        return False
+    return v.shape == y.shape and v.dtype == y.dtype and v.device == y.device
 
 
 def plain(v: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ..nodes import recorded
 from ..solution import Status
 from .implicit_step import any_step
 from .march import March, Place, given_up
-from .step import step_times
+from .step import at_rest, step_times
 
 Event = Callable[[Tensor, Tensor], Tensor]  # t (B,), y (B, n) -> (B,)
 
@@ -102,7 +102,8 @@ class Watch:
 
         def residual(t: Tensor) -> Tensor:
             t = t.squeeze(1)
-            g = self.event(t, state(t)).to(t.dtype)
+            # of a sample that failed g may not be finite
+            g = self.event(t, at_rest(state(t), failed, ~failed)).to(t.dtype)
             return torch.where(seen.happened, g, t - here).unsqueeze(1)
 
         with torch.no_grad():

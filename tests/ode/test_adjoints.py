@@ -1,5 +1,7 @@
 """How `odeint` is differentiated: exactly, or to O(tolerance); and what it keeps for that."""
 
+import math
+
 import pytest
 import torch
 
@@ -240,7 +242,7 @@ def test_a_bad_sample_does_not_reach_the_shared_gradient(name, adjoint):
         a = torch.ones(1, dtype=F64, requires_grad=True)
 
         def f(t, y):
-            bad = poison & (torch.arange(3).unsqueeze(1) == 1) & (t >= 0.4) & (y != 0)
+            bad = poison & (torch.arange(3).unsqueeze(1) == 1) & (t >= 0.4)
             return torch.where(bad, torch.nan, a) * y
 
         y0 = torch.ones(3, 1, dtype=F64, requires_grad=True)
@@ -266,6 +268,76 @@ def test_a_sample_that_begins_with_nan(name):
 
     good, y0[1] = gradient(y0), torch.nan
     assert apart(gradient(y0), good) < 1e-14
+
+
+@pytest.mark.parametrize("adjoint", [Discrete(), Checkpointed(2), Backsolve()])
+@pytest.mark.parametrize("name", ["euler", "rk4", "dopri5", "dopri8"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_field_that_is_not_finite_in_zero(name, adjoint, late):
+    """log y, of a sample that is negative from the start, or becomes so on the way."""
+    solver = ALL[name][0]
+    solver = solver(step=0.1) if name in FIXED else solver(max_steps=300)
+    a = torch.ones(1, dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 2.0], dtype=F64)
+    drift = torch.tensor([[0.0], [-1.0 if late else 0.0]], dtype=F64)
+
+    def gradient(y0):
+        def f(t, y):
+            return a * torch.log(y) + drift[: len(y)]
+
+        sol = odeint(f, y0, t, solver=solver, adjoint=adjoint, on_failure="ignore")
+        return torch.autograd.grad(sol.y1[0].sum(), a)
+
+    y0 = torch.tensor([[3.0], [0.5 if late else -1.0]], dtype=F64)
+    assert apart(gradient(y0), gradient(y0[:1])) < 1e-14
+
+
+def test_backsolve_finds_what_f_needs_only_later():
+    nets = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(3)]).double()
+    y0 = torch.ones(1, 2, dtype=F64)
+
+    def solved(count):
+        f = lambda t, y: nets[min(int(count * float(t.max())), count - 1)](y)  # noqa: E731
+        t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
+        return odeint(f, y0, t, adjoint=Backsolve()).y1.sum()
+
+    solved(2).backward()
+    assert all(p.grad.abs().sum() > 0 for p in nets[:2].parameters())
+    with pytest.raises(RuntimeError, match="use adjoint=Discrete"):
+        solved(3).backward()
+
+
+def test_backsolve_notices_that_a_parameter_was_changed():
+    case = Case()
+    loss = case.loss(adjoint=Backsolve())
+    with torch.no_grad():
+        case.W.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("on_failure", ["ignore", "nan"])
+def test_a_way_back_that_fails(on_failure):
+    y0 = torch.tensor([[1.0], [2.0]], dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    adjoint = Backsolve(Dopri5(rtol=1e-9, atol=1e-9, max_steps=12))
+    sol = odeint(lambda t, y: -(y**3), y0, t, adjoint=adjoint, on_failure=on_failure)
+    (g,) = torch.autograd.grad(sol.y1.sum(), y0)
+    assert g.isnan().all() if on_failure == "nan" else (g == 0).all()
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("name", ["rk4", "dopri5", "dopri8"])
+def test_forward_mode(name, recorded):
+    """d y(1) / d y0 along 1 is exp(-1) for y' = -y, under no_grad too."""
+    solver = ALL[name][0]
+    solver = solver(step=0.01) if name in FIXED else solver(**TIGHT)
+    with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(recorded):
+        one = torch.ones(1, 1, dtype=F64)
+        y0 = torch.autograd.forward_ad.make_dual(one, one.clone())
+        y = odeint(lambda t, y: -y, y0, torch.tensor([0.0, 1.0]), solver=solver).y1
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    assert abs(float(tangent) - math.exp(-1)) < 1e-8
 
 
 def test_rejected_steps_leave_no_trace():

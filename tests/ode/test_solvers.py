@@ -226,6 +226,61 @@ class TestFailures:
             )
 
 
+@pytest.mark.parametrize("name", FIXED)
+def test_a_sample_that_waits_for_others_is_left_alone(name):
+    """1 / (1 - t) has a pole where the first sample has ended, and waits."""
+    t = torch.tensor([[0.0, 0.95], [0.0, 2.0]], dtype=F64)
+
+    def f(t, y):
+        first = torch.arange(len(y)).unsqueeze(1) == 0
+        return torch.where(first, 1 / (0.95 - t + 1e-9 * (t < 0.95)), torch.ones_like(t))
+
+    solver = FIXED[name][0](step=0.1)
+    sol = odeint(f, torch.zeros(2, 1, dtype=F64), t, solver=solver, on_failure="ignore")
+    one = odeint(f, torch.zeros(1, 1, dtype=F64), t[:1], solver=solver, on_failure="ignore")
+    assert torch.equal(sol.ys[:1].nan_to_num(7.0), one.ys.nan_to_num(7.0))
+    assert torch.equal(sol.status[:1], one.status)
+
+
+def test_a_field_that_returns_its_own_memory():
+    memory = torch.empty(2, 1, dtype=F64)
+    y0, t = torch.tensor([[1.0], [5.0]], dtype=F64), torch.linspace(0, 3, 4, dtype=F64)
+    with torch.no_grad():
+        own = odeint(lambda t, y: torch.mul(y * y.cos(), -3.0, out=memory), y0, t)
+        new = odeint(lambda t, y: y * y.cos() * -3.0, y0, t)
+    assert torch.equal(own.ys, new.ys)
+    assert torch.equal(own.rejected, new.rejected)
+
+
+def test_a_field_that_changes_its_state_later():
+    f = lambda t, y: y.mul_(-1) if float(t.max()) > 0 else -y  # noqa: E731
+    with torch.no_grad(), pytest.raises(ValueError, match="changes its state in place"):
+        odeint(f, torch.ones(1, 1, dtype=F64), torch.tensor([0.0, 1.0]))
+
+
+def test_a_slope_on_another_device():
+    f = lambda t, y: -y if float(t.max()) == 0 else torch.empty_like(y, device="meta")  # noqa: E731
+    with torch.no_grad(), pytest.raises(ValueError, match=r"f\(t, y\) is on meta, but y0 on cpu"):
+        odeint(f, torch.ones(1, 1, dtype=F64), torch.tensor([0.0, 1.0]))
+
+
+def test_inference_mode_leaves_nothing_behind():
+    y0, t = torch.ones(1, 1, dtype=F64), torch.tensor([0.0, 1.0], dtype=F64)
+    solver = FIXED["midpoint"][0](step=0.125)
+    with torch.inference_mode():
+        odeint(lambda t, y: -y, y0, t, solver=solver)
+    odeint(lambda t, y: -y, y0, t.clone().requires_grad_(), solver=solver).ys.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_huge_slope_at_the_start(dtype):
+    y0 = torch.zeros(1, 1, dtype=dtype)
+    size = 1e12 if dtype == torch.float32 else 1e150
+    sol = odeint(lambda t, y: torch.full_like(y, size), y0, torch.tensor([0.0, 1.0]))
+    assert (sol.status == Status.CONVERGED).all()
+    assert float(sol.y1 / size) == pytest.approx(1.0, rel=1e-5)
+
+
 Y0 = torch.ones(2, 1, dtype=F64)
 T = torch.tensor([0.0, 1.0], dtype=F64)
 
@@ -241,6 +296,8 @@ T = torch.tensor([0.0, 1.0], dtype=F64)
         ((lambda t, y: y, Y0, T.expand(3, 2)), {}, r"t has shape \(3, 2\), and y0 has 2 samples"),
         ((lambda t, y: y, Y0, torch.tensor([0.0, 1.0, 1.0])), {}, "strictly increasing"),
         ((lambda t, y: y, Y0, torch.tensor([0.0, math.inf])), {}, "finite times"),
+        ((lambda t, y: y, Y0[:, :0], T), {}, "expected at least one number"),
+        ((lambda t, y: y, Y0, T), {"solver": Euler(1e-19)}, r"Euler\(step=1e-19\)"),
         ((lambda t, y: y, Y0, T), {"solver": "dopri5"}, r"solver='dopri5': expected a solver"),
         ((lambda t, y: y, Y0, T), {"adjoint": True}, r"adjoint=True: expected an adjoint"),
         ((lambda t, y: y, Y0, T), {"on_failure": "no"}, "on_failure='no'"),
