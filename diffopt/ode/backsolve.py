@@ -204,6 +204,23 @@ class Backsolver:
         caution(message)
 
 
+def _check_leaves(
+    f: Slope, t: Tensor, y: Tensor, slope: Tensor, leaves: tuple[Tensor, ...]
+) -> None:
+    """Raise a `RuntimeError` if f(t, y), which is `slope`, depends on more than the `leaves`."""
+    known = {id(p) for p in leaves}
+    new = [p for p in leaves_of(slope) if id(p) not in known]
+    if not new:
+        return
+    with torch.enable_grad():  # what f makes anew at every call is its own affair
+        again = {id(p) for p in leaves_of(f(t, y))}
+    if any(id(p) in again for p in new):
+        raise RuntimeError(
+            "Backsolve: f depends on tensors inside the interval that it does not depend on at its "
+            "first and last time, and their gradient would be lost: use adjoint=Discrete()"
+        )
+
+
 def _dot(v: Tensor, slope: Tensor) -> Tensor:
     """v^T slope, `(B,)`; zero without v, where f may not be finite."""
     return torch.where(v == 0, 0.0, v * slope).sum(1)
@@ -217,11 +234,7 @@ def _vjp(
         slope = f(t, y)
     if not slope.requires_grad:
         return tuple(torch.zeros_like(p) for p in leaves)
-    if {id(p) for p in leaves_of(slope)} - {id(p) for p in leaves}:
-        raise RuntimeError(
-            "Backsolve: f depends on tensors inside the interval that it does not depend on at its "
-            "first and last time, and their gradient would be lost: use adjoint=Discrete()"
-        )
+    _check_leaves(f, t, y, slope, leaves)
     grads = torch.autograd.grad(slope, leaves, cotangent, retain_graph=True, allow_unused=True)
     return tuple(
         torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)
