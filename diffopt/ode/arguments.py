@@ -9,6 +9,7 @@ from ..solution import check_on_failure
 from ..state import Form, State
 from .adjoint import Adjoint
 from .methods import Solver
+from .step import plain
 
 
 def check_options(solver: object, adjoint: object, on_failure: str) -> None:
@@ -25,7 +26,7 @@ def check_options(solver: object, adjoint: object, on_failure: str) -> None:
 
 def packed(form: Form, y0: State) -> Tensor:
     """y0 as the solvers take it, `(B, n)`."""
-    y = form.pack(y0).contiguous().resolve_neg()
+    y = plain(form.pack(y0))
     if y.shape[1] == 0:
         shapes = [tuple(s) for s in form.shapes]
         raise ValueError(f"y0 has shape {shapes} a sample: expected at least one number")

@@ -13,7 +13,7 @@ from .dense import Output
 from .grid import Grid, Ground
 from .march import March, Place
 from .methods import FixedStep, Solver
-from .step import Slope
+from .step import Slope, plain
 
 
 class Course(NamedTuple):
@@ -53,6 +53,7 @@ def course_of(
             again in the backward pass; None to keep all.
         order: how many derivatives of an implicit step are exact.
     """
+    y = plain(y)
     if isinstance(solver, FixedStep):
         return _on_grid(Grid.over(solver, f, times, order), y, every)
     march = March(solver, f, follow, order)
