@@ -257,7 +257,6 @@ def draw(rows: list[dict], path: Path) -> None:
         colours = ["C0" if r["solver"].startswith("diffopt") else "C1" for r in here]
         ax.bar(names, [r["both"] for r in here], color=colours, alpha=0.4)
         ax.bar(names, [r["forward"] for r in here], color=colours)
-        ax.set_yscale("log")
         ax.set_title(problem, fontsize=9)
         ax.tick_params(axis="x", labelsize=6, rotation=30)
     axes[0][0].set_ylabel("milliseconds: forward, and with backward (pale)")
