@@ -161,7 +161,7 @@ def report(
     message = _explain(status, residual, failed, what, part, measure)
     if on_failure == "raise":
         raise ConvergenceError(message)
-    warnings.warn(message, ConvergenceWarning, stacklevel=_depth_of_the_user())
+    caution(message)
 
 
 def caution(message: str) -> None:
@@ -185,12 +185,16 @@ def _explain(
     lines = [f"{what}: {int(failed.sum())} of {part.total} samples failed"]
     for code in status[failed].unique().tolist():
         where = (status == code).nonzero().flatten().tolist()
-        names = ", ".join(str(part.places[i]) for i in where[:5])
-        names += ", ..." if len(where) > 5 else ""
+        names = listed([part.places[i] for i in where])
         worst = float(residual[where].max())
         kind = Status(code)
         lines.append(f"  sample {names}: {kind.name} ({measure.format(worst)}): {kind.message}")
     return "\n".join(lines)
+
+
+def listed(samples: Sequence[int]) -> str:
+    """Up to five of them, as a message names them."""
+    return ", ".join(str(i) for i in samples[:5]) + (", ..." if len(samples) > 5 else "")
 
 
 def fill_failed(value: Tensor, status: Tensor, fill: float) -> Tensor:

@@ -13,7 +13,7 @@ from ..implicit import implicit_root_of
 from ..operators import Identity
 from ..solution import OnFailure, report, succeeded
 from ..state import Form, State, form_of
-from .adjoint import Adjoint, Backsolve, Checkpointed, Discrete, Unrolled
+from .adjoint import Adjoint, Backsolve, Checkpointed, Discrete, Unrolled, policy_of
 from .arguments import check_options, packed, times_of
 from .backsolve import Backsolver, BacksolveRecord, captured, looser
 from .course import Course, course_of
@@ -143,11 +143,7 @@ def _solved(
     field: Slope, times: Tensor, y: Tensor, solver: Solver, adjoint: Adjoint, on_failure: OnFailure
 ) -> tuple[Course, BacksolveRecord | None]:
     if not isinstance(adjoint, Backsolve):
-        every = adjoint.every if isinstance(adjoint, Checkpointed) else None
-        follow = isinstance(adjoint, Unrolled)
-        order = adjoint.order if isinstance(adjoint, Discrete | Checkpointed) else 1
-        way = course_of(field, times, y, solver, follow=follow, every=every, order=order)
-        return way, None
+        return course_of(field, times, y, solver, policy_of(adjoint)), None
     record = BacksolveRecord()
     with torch.no_grad():
         way = course_of(field, times, y, solver)

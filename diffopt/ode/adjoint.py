@@ -19,6 +19,7 @@ linearisation of Phi_n comes from.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..implicit import check_order
 from ..solution import check_counts
@@ -95,6 +96,32 @@ class Backsolve:
                 f"Backsolve(solver={self.solver!r}): expected an explicit one with adaptive steps, "
                 "for example Dopri5(), or None"
             )
+
+
+class Policy(NamedTuple):
+    """How the forward pass is recorded.
+
+    Attributes:
+        follow: whether the choice of the steps is differentiated, too.
+        every: how many steps lie between two states that are kept; None to keep all.
+        order: how many derivatives of an implicit step are exact.
+    """
+
+    follow: bool = False
+    every: int | None = None
+    order: int = 1
+
+
+EVERYTHING = Policy()  # is kept
+
+
+def policy_of(adjoint: Adjoint) -> Policy:
+    """What `adjoint` asks of the forward pass; `Backsolve` asks for nothing."""
+    if isinstance(adjoint, Checkpointed):
+        return Policy(every=adjoint.every, order=adjoint.order)
+    if isinstance(adjoint, Discrete):
+        return Policy(order=adjoint.order)
+    return Policy(follow=isinstance(adjoint, Unrolled))
 
 
 Adjoint = Discrete | Checkpointed | Unrolled | Backsolve

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..solution import ConvergenceError, OnFailure, caution, report, succeeded
+from ..solution import ConvergenceError, OnFailure, caution, listed, report, succeeded
 from .dense import Passed
 from .march import March
 from .methods import Adaptive, Solver
@@ -125,19 +125,26 @@ class Backsolver:
 
     def __call__(
         self, w: Tensor, needed: Sequence[bool], ys: Tensor, *leaves: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         """-w^T d(states)/d(y0, times, *leaves), with w and the states `(B, T n)`."""
         with torch.no_grad():
             B, T = self.times.shape
             states = at_rest(ys, ~self.good, self.good).view(B, T, -1)
             v = -w.detach().view(B, T, -1)
-            slopes = [self.f(self.times[:, j], states[:, j]) for j in range(T)]
-            of_times = [_dot(v[:, j], slopes[j]) for j in range(T)]
             a, totals = self._swept(states, v)
-            of_times[0] = -_dot(a - v[:, 0], slopes[0])
-            grads = a, torch.stack(of_times, 1).to(self.times.dtype), *totals
+            of_times = self._of_times(states, v, a) if needed[1] else None
+        grads = a, of_times, *totals
+        if not w.requires_grad:
+            return grads
         # The tie to w makes a further derivative raise; see `nodes`.
-        return tuple(g + 0 * w.sum().to(g.dtype) for g in grads) if w.requires_grad else grads
+        return tuple(None if g is None else g + 0 * w.sum().to(g.dtype) for g in grads)
+
+    def _of_times(self, states: Tensor, v: Tensor, a: Tensor) -> Tensor:
+        """The derivatives in the times, `(B, T)`; a is that in the first state."""
+        T = self.times.shape[1]
+        slopes = [self.f(self.times[:, j], states[:, j]) for j in range(T)]
+        later = [_dot(v[:, j], slopes[j]) for j in range(1, T)]
+        return torch.stack([-_dot(a - v[:, 0], slopes[0]), *later], 1).to(self.times.dtype)
 
     def _swept(self, states: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """a at the first time, and the integrals for the leaves."""
@@ -151,19 +158,13 @@ class Backsolver:
             at = march.start(self.times[:, [j, j - 1]].detach(), here)
             total = Sensitivity(self.f, self._way_back, self.leaves, self.solver, totals)
             at = march.run(at._replace(output=total), self.solver.max_steps)
-            report(
-                march.status(at),
-                at.clock.t,
-                self.on_failure,
-                "Backsolve",
-                None,
-                "back to t = {:.6g}",
-            )
+            status, where = march.status(at), "back to t = {:.6g}"
+            report(status, at.clock.t, self.on_failure, "Backsolve", None, where)
             y, a = at.y.chunk(2, 1)
             worst = torch.maximum(worst, self._distance(y, states[:, j - 1]))
-            evaluations += 2 + at.clock.tried * (len(self.solver.tableau.a) - 1)
+            evaluations += march.evaluations(at)
             assert isinstance(at.output, Sensitivity)
-            totals, ok = at.output.totals, succeeded(march.status(at))
+            totals, ok = at.output.totals, succeeded(status)
             if not bool(ok.all()):  # nothing of it is right
                 fill = torch.nan if self.on_failure == "nan" else 0.0
                 a = torch.where(ok.unsqueeze(1), a, fill)
@@ -193,11 +194,10 @@ class Backsolver:
         far = (mismatch > FAR).nonzero().flatten().tolist()
         if not far or self.on_failure in ("nan", "ignore"):
             return
-        names = ", ".join(str(i) for i in far[:5]) + (", ..." if len(far) > 5 else "")
         message = (
             f"Backsolve: on the way back y misses the states of the forward pass by up to "
-            f"{float(mismatch.max()):.1e} times the tolerance (sample {names}): the gradient is "
-            "wrong there; use adjoint=Discrete(), or Checkpointed() for its memory"
+            f"{float(mismatch.max()):.1e} times the tolerance (sample {listed(far)}): the "
+            "gradient is wrong there; use adjoint=Discrete(), or Checkpointed() for its memory"
         )
         if self.on_failure == "raise":
             raise ConvergenceError(message)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..solution import Status
+from .adjoint import EVERYTHING, Policy
 from .dense import Output
 from .grid import Grid, Ground
 from .march import March, Place
@@ -40,46 +42,42 @@ def course_of(
     times: Tensor,
     y: Tensor,
     solver: Solver,
-    *,
-    follow: bool = False,
-    every: int | None = None,
-    order: int = 1,
+    policy: Policy = EVERYTHING,
 ) -> Course:
     """Step through `times` `(B, T)` from y `(B, n)`; recorded by autograd if that is enabled.
 
-    Args:
-        follow: whether the choice of adaptive steps is differentiated, too.
-        every: keep only the state after so many steps in the graph, and take the steps between
-            again in the backward pass; None to keep all.
-        order: how many derivatives of an implicit step are exact.
+    What `policy` does not keep is taken again in the backward pass.
     """
-    y = plain(y)
+    y, every = plain(y), policy.every
     if isinstance(solver, FixedStep):
-        return _on_grid(Grid.over(solver, f, times, order), y, every)
-    march = March(solver, f, follow, order)
-    return _finished(march, _driven(march, march.start(times, y), every), times, y)
+        return _on_grid(Grid.over(solver, f, times, policy.order), y, every)
+    march = March(solver, f, policy.follow, policy.order)
+    at = driven(march.run, march.start(times, y), solver.max_steps, every)
+    return _finished(march, at, times, y)
 
 
-def _driven(march: March, at: Place, every: int | None) -> Place:
-    left = march.solver.max_steps
+def driven(run: Callable[[Any, int], Any], at: Any, tries: int, every: int | None) -> Any:
+    """`run(at, tries)`, or, with `every`, so many tries at a time, each stretch a checkpoint.
+
+    `at` says in `under_way` whether there is anything left to do.
+    """
     if every is None:
-        return march.run(at, left)
-    while left > 0 and at.under_way:
-        at = checkpoint(march.run, at, min(every, left), use_reentrant=False)
-        left -= every
+        return run(at, tries)
+    while tries > 0 and at.under_way:
+        at = checkpoint(run, at, min(every, tries), use_reentrant=False)
+        tries -= every
     return at
 
 
 def _finished(march: March, at: Place, times: Tensor, y: Tensor) -> Course:
-    status = march.status(at)
-    failed = (status != int(Status.CONVERGED)) & (status != int(Status.ITERATION_LIMIT))
-    last = torch.where(failed.unsqueeze(1), at.last, at.y) if bool(failed.any()) else at.y
+    last, _ = march.rest(at)
     if isinstance(at.output, Output):
         ys = at.output.states(y, last)
     else:
         ys = torch.stack([y, last][: times.shape[1]], 1)
     clock = at.clock
     spent = march.evaluations(at)
+    status = march.status(at)
     return Course(ys, status, clock.t.detach(), clock.accepted, clock.tried, spent)
 
 

@@ -44,6 +44,7 @@ class Output:
     Attributes:
         times: `(B, T)`; the samples start at the first of them.
         forward: `(B, 1)`, 1 or -1: the direction of time.
+        ordered: `(B, T)`, the times in that direction, increasing.
         tableau: the method, whose `dense` is the polynomial.
         f: the field, for the methods whose polynomial needs further slopes.
         reached: `(B,)`, how many of its times a sample has passed.
@@ -53,6 +54,7 @@ class Output:
 
     times: Tensor
     forward: Tensor
+    ordered: Tensor
     tableau: Tableau
     f: Slope
     reached: Tensor
@@ -65,13 +67,13 @@ class Output:
         forward = (times[:, -1:] - times[:, :1]).detach().sign()
         reached = torch.ones_like(times[:, 0], dtype=torch.int64)
         place = torch.full_like(times, -1, dtype=torch.int64)
-        return cls(times, forward, tableau, f, reached, place)
+        ordered = (forward * times).detach().contiguous()
+        return cls(times, forward, ordered, tableau, f, reached, place)
 
     def after(self, step: Passed) -> Output:
         """With the states inside `step`, which are polynomials in the time."""
-        ordered = (self.forward * self.times).detach().contiguous()
         now = (self.forward * step.new_t.unsqueeze(1)).detach()
-        reached = torch.searchsorted(ordered, now, right=True).squeeze(1)
+        reached = torch.searchsorted(self.ordered, now, right=True).squeeze(1)
         reached = torch.where(step.ok, reached, self.reached)
         rows = (reached > self.reached).nonzero().squeeze(1)
         if not len(rows):

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..solution import OnFailure, report, succeeded
 from ..state import Form, State, form_of
-from .adjoint import Adjoint, Backsolve, Checkpointed, Discrete, Unrolled
+from .adjoint import Adjoint, Backsolve, Discrete, policy_of
 from .arguments import check_options, packed, times_of
+from .course import driven
 from .march import March
 from .methods import Adaptive, Dopri5
 from .step import flat_field
-from .watch import Event, Seen, Watch
+from .watch import Event, Watch
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,10 @@ def odeint_event(
     form = form_of(y0, "y0", "f(t, y)")
     y = packed(form, y0)
     times = times_of(t, y)
-    order = adjoint.order if isinstance(adjoint, Discrete | Checkpointed) else 1
-    march = March(solver, flat_field(f, form), isinstance(adjoint, Unrolled), order)
+    policy = policy_of(adjoint)
+    march = March(solver, flat_field(f, form), policy.follow, policy.order)
     watch = Watch(march, _flat_event(event, form), direction)
-    every = adjoint.every if isinstance(adjoint, Checkpointed) else None
-    seen = _driven(watch, watch.start(times, y), every)
+    seen = driven(watch.run, watch.start(times, y), solver.max_steps, policy.every)
     when, y, status = watch.ended(seen)
     report(status, when.detach(), on_failure, "odeint_event", None, "up to t = {:.6g}")
     ok, fill = succeeded(status), torch.nan if on_failure == "nan" else y.detach()
@@ -120,16 +119,6 @@ def odeint_event(
     return EventSolution(
         when, form.unpack(y), seen.happened, status, clock.accepted, rejected, spent
     )
-
-
-def _driven(watch: Watch, seen: Seen, every: int | None) -> Seen:
-    left = watch.march.solver.max_steps
-    if every is None:
-        return watch.run(seen, left)
-    while left > 0 and seen.at.under_way:
-        seen = checkpoint(watch.run, seen, min(every, left), use_reentrant=False)
-        left -= every
-    return seen
 
 
 def _flat_event(event: Callable[[Tensor, Any], Tensor], form: Form) -> Event:

@@ -98,6 +98,13 @@ class March:
         arrived = limit & (at.clock.t == at.clock.end)
         return torch.where(arrived, int(Status.CONVERGED), at.status)
 
+    def rest(self, at: Place) -> tuple[Tensor, Tensor]:
+        """The last good states `(B, n)`, and which samples failed `(B,)`."""
+        failed = at.status != int(Status.ITERATION_LIMIT)
+        if not bool(failed.any()):
+            return at.y, failed
+        return torch.where(failed.unsqueeze(1), at.last, at.y), failed
+
     def evaluations(self, at: Place) -> Tensor:
         """Of f, `(B,)`; a Jacobian counts as one."""
         start = 1 if self.solver.first_step is not None else 2

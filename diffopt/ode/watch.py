@@ -43,6 +43,11 @@ class Seen(NamedTuple):
     span: Tensor
     happened: Tensor
 
+    @property
+    def under_way(self) -> bool:
+        """Whether any sample is."""
+        return self.at.under_way
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -68,7 +73,7 @@ class Watch:
     def run(self, seen: Seen, tries: int) -> Seen:
         """`tries` steps further, or to the end."""
         for _ in range(tries):
-            if not seen.at.under_way:
+            if not seen.under_way:
                 break
             seen = self.step(seen)
         return seen
@@ -93,9 +98,7 @@ class Watch:
     def ended(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
         """(t, y, status), at the events, or where the samples ended without one."""
         at, here, happened = seen.at, seen.at.clock.t, seen.happened.unsqueeze(1)
-        status = self.march.status(at)
-        failed = (status != int(Status.CONVERGED)) & (status != int(Status.ITERATION_LIMIT))
-        rest = torch.where(failed.unsqueeze(1), at.last, at.y)
+        status, (rest, failed) = self.march.status(at), self.march.rest(at)
 
         def state(t: Tensor) -> Tensor:
             return torch.where(happened, self._stepped(at, seen.happened * (t - here)), rest)
