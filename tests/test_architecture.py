@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # part: the parts that it may import (itself always)
 ARROWS = {
+    "optional": set(),
     "solution": set(),
     "tree": set(),
     "state": set(),
