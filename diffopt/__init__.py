@@ -1,6 +1,7 @@
 """Layers whose output is defined by a condition, differentiated through that condition."""
 
 from . import projections
+from .convex import ConvexSolution
 from .doctor import doctor
 from .fixed_point import (
     Anderson,
@@ -15,7 +16,16 @@ from .fixed_point import (
     spectral_radius,
 )
 from .implicit import implicit_root
-from .nn import CNF, DEQ, ExactTrace, Hutchinson, NeuralODE, ProjectedGradient, QPLayer
+from .nn import (
+    CNF,
+    DEQ,
+    ConvexLayer,
+    ExactTrace,
+    Hutchinson,
+    NeuralODE,
+    ProjectedGradient,
+    QPLayer,
+)
 from .ode import (
     RK4,
     Backsolve,
@@ -79,6 +89,8 @@ __all__ = [
     "Checkpointed",
     "ConvergenceError",
     "ConvergenceWarning",
+    "ConvexLayer",
+    "ConvexSolution",
     "DEQ",
     "Discrete",
     "Dopri5",

@@ -29,15 +29,19 @@ ARROWS = {
     "ode": {
         "_native", "fixed_point", "implicit", "iterate", "nodes", "operators", "solution", "state",
     },
+    "convex": {"optional", "qp", "solution", "tree"},
     "projections": {"implicit", "iterate", "linear", "operators", "qp", "solution"},
     "projected_gradient": {
         "backward", "implicit", "iterate", "linear", "nodes", "operators", "solution",
     },
-    "nn": {"fixed_point", "ode", "projected_gradient", "qp", "solution", "state", "tree"},
+    "nn": {
+        "convex", "fixed_point", "ode", "optional", "projected_gradient", "qp", "solution", "state",
+        "tree",
+    },
     "doctor": {"_native", "qp"},
     "__init__": {
-        "doctor", "fixed_point", "implicit", "nn", "ode", "projected_gradient", "projections", "qp",
-        "solution",
+        "convex", "doctor", "fixed_point", "implicit", "nn", "ode", "projected_gradient",
+        "projections", "qp", "solution",
     },
 }  # fmt: skip
 # inside diffopt/qp, lowest first: a file may import those before it

@@ -1,0 +1,86 @@
+"""A CVXPY problem with other cones, solved and differentiated by cvxpylayers: `Conic`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..qp import Residuals
+from ..solution import OnFailure, Status, report, succeeded
+from .arguments import Arguments
+from .program import ConvexSolution
+
+
+class Conic:
+    """A `CvxpyLayer` with a status for each sample.
+
+    cvxpylayers raises for the whole batch if one sample fails. Then the samples are solved one by
+    one, so that the others get their answer.
+
+    Args:
+        layer: the `CvxpyLayer`.
+        shapes: of its parameters.
+        failures: what its solvers raise.
+    """
+
+    def __init__(
+        self, layer: Any, shapes: tuple[tuple[int, ...], ...], failures: tuple[type[Exception], ...]
+    ) -> None:
+        self.layer, self.shapes, self.failures = layer, shapes, failures
+
+    def __repr__(self) -> str:
+        return f"cvxpylayers with {self.layer.ctx.solver}"
+
+    def solve(self, arguments: Arguments, on_failure: OnFailure) -> ConvexSolution:
+        """The variables for these parameters, which live on the CPU while they are solved for."""
+        size = arguments.batch.numel()
+        device = arguments.values[0].device
+        pairs = zip(arguments.values, self.shapes, strict=True)
+        given = [v.cpu().expand(size, -1).reshape(size, *s) for v, s in pairs]
+        variables, status = self._solved(given, size)
+        report(status, torch.full((size,), torch.nan), on_failure, "convex layer")
+        fill = torch.nan if on_failure == "nan" else 0.0
+        shaped = tuple(
+            arguments.shaped(_filled(v, status, fill).to(device, arguments.dtype), v.ndim - 1)
+            for v in variables
+        )
+        status = arguments.shaped(status.to(device), 0)
+        unknown = torch.full(status.shape, torch.nan, device=device, dtype=torch.float64)
+        residuals = Residuals(unknown, unknown, unknown)
+        return ConvexSolution(shaped, status, torch.zeros_like(status), residuals)
+
+    def _solved(self, given: list[Tensor], size: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The variables of all samples, `(size, *shape)`, and who failed."""
+        status = torch.zeros(size, dtype=torch.int64)
+        try:
+            return self.layer(*given), status
+        except self.failures:
+            pass
+        rows: list[tuple[Tensor, ...] | None] = []
+        for i in range(size):
+            try:
+                rows.append(self.layer(*(v[i] for v in given)))
+            except self.failures as failure:
+                rows.append(None)
+                status[i] = _status(failure)
+        shapes = [v.shape for v in self.layer.ctx.var_recover]
+        none = tuple(given[0].new_zeros(shape) for shape in shapes)
+        columns = zip(*(none if row is None else row for row in rows), strict=True)
+        return tuple(torch.stack(column) for column in columns), status
+
+
+def _status(failure: Exception) -> int:
+    """What a solver's message says of the problem."""
+    said = str(failure).lower()
+    if "unbounded" in said or "dual infeasible" in said or "dualinfeasible" in said:
+        return Status.DUAL_INFEASIBLE
+    if "infeasible" in said:
+        return Status.PRIMAL_INFEASIBLE
+    return Status.NUMERICAL_FAILURE
+
+
+def _filled(v: Tensor, status: Tensor, fill: float) -> Tensor:
+    ok = succeeded(status).view(-1, *[1] * (v.ndim - 1))
+    return torch.where(ok, v, fill)
