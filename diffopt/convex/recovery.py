@@ -13,7 +13,7 @@ from .affine import Affine
 from .canonical import Canonical, Output
 from .entries import Array
 from .presolve import Plan
-from .reduced import Reduced, Substitution, Values, remaining, removed
+from .reduced import Reduced, Values, remaining, removed
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,11 @@ class Recovery:
         behind = any(not k.dual and bool((k.places >= reduced.K).any()) for k in picks)
         return cls(reduced, picks, behind, any(k.dual for k in picks))
 
-    def variables(
-        self, values: Values, found: Substitution | None, sol: QPSolution
-    ) -> tuple[Tensor, ...]:
+    def variables(self, values: Values, W: Tensor | None, sol: QPSolution) -> tuple[Tensor, ...]:
         """The user's variables, `(B, *shape)` each."""
         x = y = sol.z
-        if found is not None and (self.removed or self.duals):
-            x_J = (found.T @ sol.z.unsqueeze(-1)).squeeze(-1) + found.x0
+        if W is not None and (self.removed or self.duals):
+            x_J = (W[..., :-1] @ sol.z.unsqueeze(-1)).squeeze(-1) + W[..., -1]
             x = torch.cat([sol.z, x_J], -1)
         if self.duals:
             y = self._multipliers(values, x, sol)
@@ -103,11 +101,13 @@ class Recovery:
         out: list[Tensor] = []
         for links in reversed(reduced.levels):
             size = len(links.pivots)
-            own = -pull[:, -size:] / links.pivots
+            own = -pull[:, -size:]  # times the pivots
             pull = pull[:, :-size]
             if links.earlier is not None:
-                pull = pull + _pulled(links.earlier, values, own)
-            out.insert(0, own)
+                moved = _pulled(links.earlier, values, own)
+                behind = pull.shape[-1] - links.first - moved.shape[-1]
+                pull = pull + torch.nn.functional.pad(moved, (links.first, behind))
+            out.insert(0, own / links.pivots)
         return torch.cat(out, -1)
 
 

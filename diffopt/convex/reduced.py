@@ -2,51 +2,53 @@
 
 With x_J the unknowns that the presolve removes and x_K those it keeps, the rows R that define them
 say  A_RJ x_J = b_R - A_RK x_K,  where A_RJ is lower triangular level by level with a constant
-diagonal. So  x_J = T x_K + x0,  and  1/2 x'Px + q'x  subject to the rows S that are left becomes
+diagonal. So  x_J = T x_K + t,  and  1/2 x'Px + q'x  subject to the rows S that are left becomes
 
-    Q = P_KK + P_KJ T + T'P_JK + T'P_JJ T        p = q_K + P_KJ x0 + T'(q_J + P_JJ x0)
-    G = A_SK + A_SJ T                            h = b_S - A_SJ x0
+    Q = P_KK + P_KJ T + T'P_JK + T'P_JJ T        p = q_K + P_KJ t + T'(q_J + P_JJ t)
+    G = A_SK + A_SJ T                            h = b_S - A_SJ t
+
+T and t are the columns of one matrix W = (T t), so that each product is made once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..optional import package
 from .affine import Affine
 from .canonical import Canonical
 from .entries import Array, Entries
-from .presolve import Bound, Plan
+from .presolve import Bound, Level, Plan
 
 Block = Affine | None
 Values = Sequence[Tensor]
 
 
-class Substitution(NamedTuple):
-    """x_J = T x_K + x0, `(B|1, J, K)` and `(B|1, J)`."""
-
-    T: Tensor
-    x0: Tensor
-
-
 @dataclass(frozen=True)
 class Links:
-    """One level: its unknowns from those kept and those of earlier levels."""
+    """One level: its unknowns are  own (x_K 1) - earlier x_J',  in units of the pivots.
 
-    kept: Block
+    Attributes:
+        own: `(rows, K + 1)`.
+        earlier: coefficients of those removed unknowns, from number `first` on, that come before.
+        pivots: `(rows,)`.
+    """
+
+    own: Block
     earlier: Block
-    b: Block
+    first: int
     pivots: Tensor
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of some unknowns: `side * limit / coefficient` of rows of b."""
+    """Bounds of some unknowns: rows of b, to be divided by the coefficients."""
 
     unknowns: Tensor
     coefficients: Tensor
@@ -97,12 +99,6 @@ class Reduced:
         diagonal = bool((inner.row == inner.col).all())
         rows = remaining(plan)
         groups = plan.equalities, plan.upper, plan.lower[plan.lower >= 0], plan.ub, plan.lb
-        levels, before = [], 0
-        for level in plan.levels:
-            links = block(A, level.rows, K), block(A, level.rows, J[:before])
-            pivots = torch.from_numpy(level.pivots.astype(float))
-            levels.append(Links(*links, block(program.b, level.rows, zero), pivots))
-            before += len(level.rows)
         return cls(
             len(K),
             len(J),
@@ -120,46 +116,47 @@ class Reduced:
             torch.from_numpy(np.flatnonzero(plan.lower >= 0)),
             _limits(plan.ub, K),
             _limits(plan.lb, K),
-            tuple(levels),
+            tuple(_links(program, level, K, J) for level in plan.levels),
         )
 
-    def substitution(self, values: Values) -> Substitution | None:
-        """The removed unknowns by those kept, for these parameters; None if there are none."""
-        found: Substitution | None = None
+    def substitution(self, values: Values) -> Tensor | None:
+        """W = (T t), `(B|1, J, K + 1)`, for these parameters; None if nothing is removed."""
+        W: Tensor | None = None
         for links in self.levels:
-            T = -_value(links.kept, values, (len(links.pivots), self.K), links.pivots)
-            x0 = _vector(links.b, values, len(links.pivots), links.pivots)
-            if found is not None and links.earlier is not None:
-                M = links.earlier(values)
-                T, x0 = T - M @ found.T, x0 - _times(M, found.x0)
-            T, x0 = T / links.pivots.unsqueeze(-1), x0 / links.pivots
-            found = Substitution(T, x0) if found is None else _behind(found, T, x0)
-        return found
+            own = _value(links.own, values, len(links.pivots), self.K + 1, links.pivots)
+            if W is not None and links.earlier is not None:
+                earlier = links.earlier(values)
+                own = own - earlier @ W[:, links.first : links.first + earlier.shape[-1]]
+            W = own if W is None else _behind(W, own)
+        return W
 
-    def problem(self, values: Values, found: Substitution | None) -> dict[str, Any]:
+    def problem(self, values: Values, W: Tensor | None) -> dict[str, Any]:
         """The arguments of `solve_qp`, one batch dimension each."""
-        objective = self._objective(values, found)
-        rows = self._rows(values, found)
-        return {name: value for name, value in (objective | rows).items() if value is not None}
+        found = self._objective(values, W) | self._rows(values, W)
+        return {name: value for name, value in found.items() if value is not None}
 
-    def _objective(self, values: Values, found: Substitution | None) -> dict[str, Tensor | None]:
-        """Q and p."""
+    def _objective(self, values: Values, W: Tensor | None) -> dict[str, Tensor | None]:
+        """Q and p, from  (Q p) = (P_KK q_K) + P_KJ W + T'(P_JJ W + (P_JK q_J))."""
         Q = None if self.P_KK is None else self.P_KK(values)
-        like = self.paired.new_zeros((), dtype=torch.float64)
-        p = _vector(self.q_K, values, self.K, like)
-        if found is None:
+        p = self._linear(self.q_K, values, self.K)
+        if W is None:
             return {"Q": Q, "p": p}
-        T, x0 = found
-        inner = None if self.q_J is None else self.q_J(values).squeeze(-1)
+        T, inner = W[..., :-1], None
         if self.P_JJ is not None:
-            PT, Px = self.weighted(values, T), self.weighted(values, x0.unsqueeze(-1)).squeeze(-1)
-            Q = _plus(Q, T.mT @ PT)
-            inner = _plus(inner, Px)
+            inner = self.weighted(values, W)
+        if self.q_J is not None:
+            q_J = torch.nn.functional.pad(self.q_J(values), (self.K, 0))
+            inner = q_J if inner is None else inner + q_J
+        if inner is not None:
+            pulled = T.mT @ inner
+            p = p + pulled[..., -1]
+            if self.P_JJ is not None:
+                Q = pulled[..., :-1] if Q is None else Q + pulled[..., :-1]
         if self.P_KJ is not None:
-            M = self.P_KJ(values)
-            cross = M @ T
-            Q, p = _plus(Q, cross + cross.mT), p + _times(M, x0)
-        return {"Q": Q, "p": p if inner is None else p + _times(T.mT, inner)}
+            cross = self.P_KJ(values) @ W
+            both = cross[..., :-1] + cross[..., :-1].mT
+            Q, p = both if Q is None else Q + both, p + cross[..., -1]
+        return {"Q": Q, "p": p}
 
     def weighted(self, values: Values, M: Tensor) -> Tensor:
         """P_JJ M."""
@@ -167,17 +164,20 @@ class Reduced:
         P = self.P_JJ(values)
         return P * M if self.diagonal else P @ M
 
-    def _rows(self, values: Values, found: Substitution | None) -> dict[str, Tensor | None]:
+    def _linear(self, block: Block, values: Values, size: int) -> Tensor:
+        like = self.ub.coefficients
+        return _value(block, values, size, 1, like).squeeze(-1)
+
+    def _rows(self, values: Values, W: Tensor | None) -> dict[str, Tensor | None]:
         """G, h, h_lower, A, b, lb and ub."""
         e, m, *_ = self.counts
-        like = self.paired.new_zeros((), dtype=torch.float64)
-        A = _value(self.A_K, values, (e, self.K), like)
-        G = _value(self.G_K, values, (m, self.K), like)
-        limit = _vector(self.rhs, values, sum(self.counts), like)
-        if found is not None and self.through is not None:
-            M = self.through(values)
-            A, G = A + M[:, :e] @ found.T, G + M[:, e : e + m] @ found.T
-            limit = limit - _times(M, found.x0)
+        A = _value(self.A_K, values, e, self.K, self.ub.coefficients)
+        G = _value(self.G_K, values, m, self.K, self.ub.coefficients)
+        limit = self._linear(self.rhs, values, sum(self.counts))
+        if W is not None and self.through is not None:
+            moved = self.through(values) @ W
+            A, G = A + moved[:, :e, :-1], G + moved[:, e : e + m, :-1]
+            limit = limit - moved[..., -1]
         b, h, other, upper, lower = limit.split(self.counts, -1)
         return {
             "A": A if e else None,
@@ -226,25 +226,37 @@ def _spread(places: Tensor, v: Tensor, size: int, absent: float) -> Tensor:
     return full.scatter(-1, places.expand(len(v), -1), v)
 
 
-def _value(block: Block, values: Values, shape: tuple[int, int], like: Tensor) -> Tensor:
-    return like.new_zeros(1, *shape) if block is None else block(values)
+def _links(program: Canonical, level: Level, K: Array, J: Array) -> Links:
+    """The definitions of one level, divided by their pivots."""
+    sparse = package("scipy.sparse", extra="cvxpy")
+    A, b = program.A.within(level.rows, K), program.b.within(level.rows, np.zeros(1, int))
+    own = Entries(
+        np.concatenate([A.row, b.row]),
+        np.concatenate([A.col, np.full(len(b), len(K))]),
+        sparse.vstack([-A.weights, b.weights]).tocsr(),
+    )
+    before = program.A.within(level.rows, J[: int(np.flatnonzero(J == level.unknowns[0])[0])])
+    first, stop = int(before.col.min(initial=len(J))), int(before.col.max(initial=-1)) + 1
+    before = Entries(before.row, before.col - first, before.weights)
+    rows = len(level.rows)
+    return Links(
+        Affine.of(_divided(own, level.pivots, sparse), (rows, len(K) + 1), program.shapes),
+        Affine.of(_divided(before, level.pivots, sparse), (rows, stop - first), program.shapes),
+        first,
+        torch.from_numpy(level.pivots.astype(float)),
+    )
 
 
-def _vector(block: Block, values: Values, size: int, like: Tensor) -> Tensor:
-    return like.new_zeros(1, size) if block is None else block(values).squeeze(-1)
+def _divided(entries: Entries, pivots: Array, sparse: Any) -> Entries:
+    scale = sparse.diags_array(1 / pivots[entries.row])
+    return Entries(entries.row, entries.col, (scale @ entries.weights).tocsr())
 
 
-def _times(M: Tensor, v: Tensor) -> Tensor:
-    return (M @ v.unsqueeze(-1)).squeeze(-1)
+def _value(block: Block, values: Values, rows: int, cols: int, like: Tensor) -> Tensor:
+    return like.new_zeros(1, rows, cols) if block is None else block(values)
 
 
-def _plus(a: Any, b: Any) -> Any:
-    return b if a is None else a + b
-
-
-def _behind(found: Substitution, T: Tensor, x0: Tensor) -> Substitution:
+def _behind(W: Tensor, own: Tensor) -> Tensor:
     """The substitution with further unknowns behind."""
-    size = max(len(found.T), len(T), len(x0), len(found.x0))
-    joined = (torch.cat([a.expand(size, *a.shape[1:]), b.expand(size, *b.shape[1:])], 1)
-              for a, b in zip(found, (T, x0), strict=True))  # fmt: skip
-    return Substitution(*joined)
+    size = max(len(W), len(own))
+    return torch.cat([W.expand(size, -1, -1), own.expand(size, -1, -1)], 1)
