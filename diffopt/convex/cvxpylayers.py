@@ -18,7 +18,7 @@ from .arguments import Arguments
 from .canonical import canonical_by_value, other_cones
 from .program import ConvexSolution, Program
 
-State = tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None
+State = tuple[bool, tuple[Tensor, ...], tuple[Tensor, ...]] | None
 
 
 class DiffoptSolver(SolverInterface):
@@ -87,19 +87,19 @@ class DiffoptSolver(SolverInterface):
             solution = self._programs[dims].solve(arguments, solver, None, self.options)
         self.last = solution
         primal, dual = solution.values
-        state = (leaves, (primal, dual)) if needs_grad else None
+        state = (P is not None, leaves, (primal, dual)) if needs_grad else None
         return primal.detach(), dual.detach(), state
 
     def derivative_torch_batch(
         self, dprimal: Tensor, ddual: Tensor, state: State
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
         """The gradients of P, q and A, `(B, ...)` each; called by cvxpylayers."""
         assert state is not None
-        leaves, outputs = state
+        quadratic, leaves, outputs = state
         grads = torch.autograd.grad(
             outputs, leaves, (dprimal, ddual), retain_graph=True, materialize_grads=True
         )
-        return grads[0], grads[1], grads[2]
+        return (grads[0] if quadratic else None), grads[1], grads[2]
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:

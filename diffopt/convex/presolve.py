@@ -6,8 +6,7 @@ all of it at every call, so here
 
 * an equality that gives an unbounded unknown as  pivot x_j = b - (the rest),  pivot a constant,
   defines x_j, and both leave: y, and the states of a controlled system too (condensing). A chain
-  of definitions may be `DEPTH` links long; then one unknown stays, as in multiple shooting, since
-  an unstable system loses digits with every link;
+  of definitions may be `DEPTH` links long; then one unknown stays, as in multiple shooting;
 * an unknown that costs nothing, and that no row but its own upper limit holds down, sits at that
   limit:  |u| <= 1, which CVXPY writes as  u <= t, -u <= t, t <= 1,  becomes two bounds. Else t is
   not unique, and no derivative exists;
@@ -32,7 +31,9 @@ import numpy as np
 from .canonical import Canonical
 from .entries import Array
 
-DEPTH = 10
+# The powers of an unstable system grow with every link. Of 20 steps over which the states grow to
+# 4e8 all samples are solved with chains of 30 links, and a quarter is not with chains of 2.
+DEPTH = 30
 PIVOT = 0.1  # the least size of a pivot, relative to the largest constant of its row
 
 
