@@ -17,6 +17,9 @@ from ..optional import package
 from ..qp import InteriorPoint, QPSolution
 from .qp import OPTIONS
 
+# of SCS, in diffcp. Clarabel there is faster, but reports no infeasible problem, and its gradients
+# are wrong for exponential cones (diffcp 1.1.9: by 1.8 for the entropy of three numbers).
+ACCURATE = {"eps": 1e-9, "max_iters": 100_000}
 logger = logging.getLogger("diffopt")
 
 
@@ -38,9 +41,8 @@ class ConvexLayer(nn.Module):
         solver: the method for linear and quadratic programs and its settings.
         gp: the problem is a geometric program; see cvxpy's DGP.
         fallback: what cvxpylayers shall solve other cones with: its `solver` argument.
-        fallback_args: settings of that solver, its `solver_args`; the default is Clarabel through
-            diffcp, an interior-point method that is accurate to about 1e-8, where cvxpylayers'
-            own default stops at 1e-4.
+        fallback_args: settings of that solver, its `solver_args`. Where neither is given it is
+            SCS through diffcp with ``eps=1e-9`` (cvxpylayers' own default is 1e-4).
         options: further keyword arguments of `solve_qp` (order, degenerate, smoothing, proximal,
             on_failure, ...). For other cones only on_failure.
 
@@ -60,8 +62,8 @@ class ConvexLayer(nn.Module):
     Where the answer is not unique, and at kinks, as in `solve_qp`; what is not unique among the
     unknowns that CVXPY introduced does not matter to the derivative of the user's.
 
-    Accuracy: that of `solve_qp` (1e-8 at most, 1e-12 typically); of other cones, that of
-    `fallback`.
+    Accuracy: that of `solve_qp` (1e-8 at most, 1e-12 typically); with other cones that of
+    `fallback`: gradients to about 1e-6 by default.
 
     Example:
         The point of the simplex nearest to (0.9, 0.5) is (0.7, 0.3), and moves by (1/2, -1/2) for
@@ -148,7 +150,7 @@ def _program(
     if not other and not gp:
         return Program(canonical(ctx))
     if fallback is None and fallback_args is None:
-        fallback_args = {"solve_method": "CLARABEL"}
+        fallback_args = ACCURATE
     layer = torch_layers.CvxpyLayer(
         problem, *lists, solver=fallback, gp=gp, solver_args=fallback_args
     )
