@@ -82,12 +82,12 @@ class Program:
         """The variables for these parameters; see `ConvexLayer`."""
         values = arguments.values
         recovery = self._on(values[0].device)
-        W = recovery.reduced.substitution(values)
-        data = recovery.reduced.problem(values, W)
+        found = recovery.reduced.substitution(values)
+        data = recovery.reduced.problem(values, found)
         Q, p = data.pop("Q", None), data.pop("p")
         p = p.expand(arguments.batch.numel(), -1)
         sol = solve_qp(Q, p, **data, solver=solver, warm_start=warm_start, **options)
-        variables = recovery.variables(values, W, sol)
+        variables = recovery.variables(values, found, sol)
         shaped = tuple(arguments.shaped(v, v.ndim - 1).to(arguments.dtype) for v in variables)
         status, iterations, *residuals = (
             arguments.shaped(v, 0) for v in (sol.status, sol.iterations, *sol.residuals)

@@ -13,7 +13,7 @@ from .affine import Affine
 from .canonical import Canonical, Output
 from .entries import Array
 from .presolve import Plan
-from .reduced import Reduced, Values, remaining, removed
+from .reduced import Reduced, Substitution, Values, remaining, removed, times
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,13 @@ class Recovery:
         behind = any(not k.dual and bool((k.places >= reduced.K).any()) for k in picks)
         return cls(reduced, picks, behind, any(k.dual for k in picks))
 
-    def variables(self, values: Values, W: Tensor | None, sol: QPSolution) -> tuple[Tensor, ...]:
+    def variables(
+        self, values: Values, found: Substitution | None, sol: QPSolution
+    ) -> tuple[Tensor, ...]:
         """The user's variables, `(B, *shape)` each."""
         x = y = sol.z
-        if W is not None and (self.removed or self.duals):
-            x_J = (W[..., :-1] @ sol.z.unsqueeze(-1)).squeeze(-1) + W[..., -1]
+        if found is not None and (self.removed or self.duals):
+            x_J = times(found.T, sol.z) + found.t
             x = torch.cat([sol.z, x_J], -1)
         if self.duals:
             y = self._multipliers(values, x, sol)
@@ -113,7 +115,7 @@ class Recovery:
 
 def _pulled(block: Affine, values: Values, v: Tensor) -> Tensor:
     """M'v for the block M."""
-    return (block(values).mT @ v.unsqueeze(-1)).squeeze(-1)
+    return times(block(values).mT, v)
 
 
 def _pick(output: Output, place: Array) -> Pick:

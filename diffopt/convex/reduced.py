@@ -7,14 +7,14 @@ diagonal. So  x_J = T x_K + t,  and  1/2 x'Px + q'x  subject to the rows S that 
     Q = P_KK + P_KJ T + T'P_JK + T'P_JJ T        p = q_K + P_KJ t + T'(q_J + P_JJ t)
     G = A_SK + A_SJ T                            h = b_S - A_SJ t
 
-T and t are the columns of one matrix W = (T t), so that each product is made once.
+T and t are kept apart: T is often the same for all samples where t is not, and so is Q then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,35 +24,33 @@ from ..optional import package
 from .affine import Affine
 from .canonical import Canonical
 from .entries import Array, Entries
-from .presolve import Bound, Level, Plan
+from .limits import Limits, spread
+from .presolve import Level, Plan
 
 Block = Affine | None
 Values = Sequence[Tensor]
 
 
+class Substitution(NamedTuple):
+    """x_J = T x_K + t, `(B|1, J, K)` and `(B|1, J)`."""
+
+    T: Tensor
+    t: Tensor
+
+
 @dataclass(frozen=True)
 class Links:
-    """One level: its unknowns are  own (x_K 1) - earlier x_J',  in units of the pivots.
+    """One level: its unknowns are  b - kept x_K - earlier x_J',  all divided by the pivots.
 
     Attributes:
-        own: `(rows, K + 1)`.
         earlier: coefficients of those removed unknowns, from number `first` on, that come before.
-        pivots: `(rows,)`.
     """
 
-    own: Block
+    kept: Block
     earlier: Block
     first: int
+    b: Block
     pivots: Tensor
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of some unknowns: rows of b, to be divided by the coefficients."""
-
-    unknowns: Tensor
-    coefficients: Tensor
-    all: bool  # every unknown has one, in order
 
 
 @dataclass(frozen=True)
@@ -114,49 +112,46 @@ class Reduced:
             block(A, rows, J),
             block(program.b, rows, zero),
             torch.from_numpy(np.flatnonzero(plan.lower >= 0)),
-            _limits(plan.ub, K),
-            _limits(plan.lb, K),
+            Limits.of(plan.ub, K),
+            Limits.of(plan.lb, K),
             tuple(_links(program, level, K, J) for level in plan.levels),
         )
 
-    def substitution(self, values: Values) -> Tensor | None:
-        """W = (T t), `(B|1, J, K + 1)`, for these parameters; None if nothing is removed."""
-        W: Tensor | None = None
+    def substitution(self, values: Values) -> Substitution | None:
+        """The removed unknowns by those kept, for these parameters; None if there are none."""
+        found: Substitution | None = None
         for links in self.levels:
-            own = _value(links.own, values, len(links.pivots), self.K + 1, links.pivots)
-            if W is not None and links.earlier is not None:
-                earlier = links.earlier(values)
-                own = own - earlier @ W[:, links.first : links.first + earlier.shape[-1]]
-            W = own if W is None else _behind(W, own)
-        return W
+            rows = len(links.pivots)
+            T = -_value(links.kept, values, rows, self.K, links.pivots)
+            t = self._vector(links.b, values, rows)
+            if found is not None and links.earlier is not None:
+                M = links.earlier(values)
+                run = slice(links.first, links.first + M.shape[-1])
+                T, t = T - M @ found.T[:, run], t - times(M, found.t[:, run])
+            found = Substitution(T, t) if found is None else _behind(found, T, t)
+        return found
 
-    def problem(self, values: Values, W: Tensor | None) -> dict[str, Any]:
+    def problem(self, values: Values, found: Substitution | None) -> dict[str, Any]:
         """The arguments of `solve_qp`, one batch dimension each."""
-        found = self._objective(values, W) | self._rows(values, W)
-        return {name: value for name, value in found.items() if value is not None}
+        data = self._objective(values, found) | self._rows(values, found)
+        return {name: value for name, value in data.items() if value is not None}
 
-    def _objective(self, values: Values, W: Tensor | None) -> dict[str, Tensor | None]:
-        """Q and p, from  (Q p) = (P_KK q_K) + P_KJ W + T'(P_JJ W + (P_JK q_J))."""
+    def _objective(self, values: Values, found: Substitution | None) -> dict[str, Tensor | None]:
+        """Q and p."""
         Q = None if self.P_KK is None else self.P_KK(values)
-        p = self._linear(self.q_K, values, self.K)
-        if W is None:
+        p = self._vector(self.q_K, values, self.K)
+        if found is None:
             return {"Q": Q, "p": p}
-        T, inner = W[..., :-1], None
+        T, t = found
+        inner = None if self.q_J is None else self._vector(self.q_J, values, self.J)
         if self.P_JJ is not None:
-            inner = self.weighted(values, W)
-        if self.q_J is not None:
-            q_J = torch.nn.functional.pad(self.q_J(values), (self.K, 0))
-            inner = q_J if inner is None else inner + q_J
-        if inner is not None:
-            pulled = T.mT @ inner
-            p = p + pulled[..., -1]
-            if self.P_JJ is not None:
-                Q = pulled[..., :-1] if Q is None else Q + pulled[..., :-1]
+            Q = _plus(Q, T.mT @ self.weighted(values, T))
+            inner = _plus(inner, self.weighted(values, t.unsqueeze(-1)).squeeze(-1))
         if self.P_KJ is not None:
-            cross = self.P_KJ(values) @ W
-            both = cross[..., :-1] + cross[..., :-1].mT
-            Q, p = both if Q is None else Q + both, p + cross[..., -1]
-        return {"Q": Q, "p": p}
+            M = self.P_KJ(values)
+            cross = M @ T
+            Q, p = _plus(Q, cross + cross.mT), p + times(M, t)
+        return {"Q": Q, "p": p if inner is None else p + times(T.mT, inner)}
 
     def weighted(self, values: Values, M: Tensor) -> Tensor:
         """P_JJ M."""
@@ -164,29 +159,28 @@ class Reduced:
         P = self.P_JJ(values)
         return P * M if self.diagonal else P @ M
 
-    def _linear(self, block: Block, values: Values, size: int) -> Tensor:
-        like = self.ub.coefficients
-        return _value(block, values, size, 1, like).squeeze(-1)
+    def _vector(self, block: Block, values: Values, size: int) -> Tensor:
+        return _value(block, values, size, 1, self.ub.coefficients).squeeze(-1)
 
-    def _rows(self, values: Values, W: Tensor | None) -> dict[str, Tensor | None]:
+    def _rows(self, values: Values, found: Substitution | None) -> dict[str, Tensor | None]:
         """G, h, h_lower, A, b, lb and ub."""
         e, m, *_ = self.counts
         A = _value(self.A_K, values, e, self.K, self.ub.coefficients)
         G = _value(self.G_K, values, m, self.K, self.ub.coefficients)
-        limit = self._linear(self.rhs, values, sum(self.counts))
-        if W is not None and self.through is not None:
-            moved = self.through(values) @ W
-            A, G = A + moved[:, :e, :-1], G + moved[:, e : e + m, :-1]
-            limit = limit - moved[..., -1]
+        limit = self._vector(self.rhs, values, sum(self.counts))
+        if found is not None and self.through is not None:
+            M = self.through(values)
+            A, G = A + M[:, :e] @ found.T, G + M[:, e : e + m] @ found.T
+            limit = limit - times(M, found.t)
         b, h, other, upper, lower = limit.split(self.counts, -1)
         return {
             "A": A if e else None,
             "b": b if e else None,
             "G": G if m else None,
             "h": h if m else None,
-            "h_lower": _spread(self.paired, -other, m, -torch.inf) if len(self.paired) else None,
-            "ub": _bounds(self.ub, upper, self.K, torch.inf),
-            "lb": _bounds(self.lb, lower, self.K, -torch.inf),
+            "h_lower": spread(self.paired, -other, m, -torch.inf) if len(self.paired) else None,
+            "ub": self.ub.bounds(upper, self.K, torch.inf),
+            "lb": self.lb.bounds(lower, self.K, -torch.inf),
         }
 
 
@@ -206,48 +200,25 @@ def _column(diagonal: Entries) -> Entries:
     return Entries(diagonal.row, np.zeros_like(diagonal.row), diagonal.weights)
 
 
-def _limits(bounds: tuple[Bound, ...], kept: Array) -> Limits:
-    place = {int(j): k for k, j in enumerate(kept)}
-    unknowns = torch.tensor([place[b.unknown] for b in bounds], dtype=torch.int64)
-    coefficients = torch.tensor([b.coefficient for b in bounds], dtype=torch.float64)
-    return Limits(unknowns, coefficients, unknowns.tolist() == list(range(len(kept))))
-
-
-def _bounds(limits: Limits, rhs: Tensor, n: int, absent: float) -> Tensor | None:
-    if not len(limits.unknowns):
-        return None
-    value = rhs / limits.coefficients + 0.0  # no -0
-    return value if limits.all else _spread(limits.unknowns, value, n, absent)
-
-
-def _spread(places: Tensor, v: Tensor, size: int, absent: float) -> Tensor:
-    """`v` at `places` of a vector that is `absent` elsewhere."""
-    full = v.new_full((1, size), absent).expand(len(v), -1)
-    return full.scatter(-1, places.expand(len(v), -1), v)
-
-
 def _links(program: Canonical, level: Level, K: Array, J: Array) -> Links:
     """The definitions of one level, divided by their pivots."""
+    before = J[: int(np.flatnonzero(level.unknowns[0] == J)[0])]
+    earlier = program.A.within(level.rows, before)
+    first, stop = int(earlier.col.min(initial=len(J))), int(earlier.col.max(initial=-1)) + 1
+    earlier = Entries(earlier.row, earlier.col - first, earlier.weights)
+    kept, b = program.A.within(level.rows, K), program.b.within(level.rows, np.zeros(1, int))
+
+    def block(entries: Entries, cols: int) -> Block:
+        shape = len(level.rows), cols
+        return Affine.of(_divided(entries, level.pivots), shape, program.shapes)
+
+    pivots = torch.from_numpy(level.pivots.astype(float))
+    return Links(block(kept, len(K)), block(earlier, stop - first), first, block(b, 1), pivots)
+
+
+def _divided(entries: Entries, pivots: Array) -> Entries:
+    """Rows of A over their pivots."""
     sparse = package("scipy.sparse", extra="cvxpy")
-    A, b = program.A.within(level.rows, K), program.b.within(level.rows, np.zeros(1, int))
-    own = Entries(
-        np.concatenate([A.row, b.row]),
-        np.concatenate([A.col, np.full(len(b), len(K))]),
-        sparse.vstack([-A.weights, b.weights]).tocsr(),
-    )
-    before = program.A.within(level.rows, J[: int(np.flatnonzero(J == level.unknowns[0])[0])])
-    first, stop = int(before.col.min(initial=len(J))), int(before.col.max(initial=-1)) + 1
-    before = Entries(before.row, before.col - first, before.weights)
-    rows = len(level.rows)
-    return Links(
-        Affine.of(_divided(own, level.pivots, sparse), (rows, len(K) + 1), program.shapes),
-        Affine.of(_divided(before, level.pivots, sparse), (rows, stop - first), program.shapes),
-        first,
-        torch.from_numpy(level.pivots.astype(float)),
-    )
-
-
-def _divided(entries: Entries, pivots: Array, sparse: Any) -> Entries:
     scale = sparse.diags_array(1 / pivots[entries.row])
     return Entries(entries.row, entries.col, (scale @ entries.weights).tocsr())
 
@@ -256,7 +227,19 @@ def _value(block: Block, values: Values, rows: int, cols: int, like: Tensor) -> 
     return like.new_zeros(1, rows, cols) if block is None else block(values)
 
 
-def _behind(W: Tensor, own: Tensor) -> Tensor:
+def times(M: Tensor, v: Tensor) -> Tensor:
+    """M v, `(B|1, rows)`."""
+    return (M @ v.unsqueeze(-1)).squeeze(-1)
+
+
+def _plus(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
+
+
+def _behind(found: Substitution, *new: Tensor) -> Substitution:
     """The substitution with further unknowns behind."""
-    size = max(len(W), len(own))
-    return torch.cat([W.expand(size, -1, -1), own.expand(size, -1, -1)], 1)
+    out = []
+    for a, b in zip(found, new, strict=True):
+        size = max(len(a), len(b))
+        out.append(torch.cat([v.expand(size, *v.shape[1:]) for v in (a, b)], 1))
+    return Substitution(*out)
