@@ -18,7 +18,7 @@ ENGINES: dict[str, Callable[[], str | None]] = {
     "torch": lambda: None,
     "native": lambda: unavailable(InteriorPoint(), torch.device("cpu")),
 }
-# used by examples, benchmarks and comparisons, never by the library
+# those of the extras `cvxpy` and `solvers`, without which the rest works
 PACKAGES = ("cvxpy", "cvxpylayers", "scipy", "osqp", "clarabel", "piqp")
 # the self-test has an answer of rounding size 1e-16
 TOLERANCE = 1e-12
