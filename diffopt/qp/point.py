@@ -71,6 +71,7 @@ def settle(qp: QP, found: Found, degenerate: Degenerate = "central") -> Point:
     active = ok & at_limit(setup, best, zero)
     # An interior point has a positive multiplier wherever any valid multipliers have one.
     weak = active & ~setup.sides.fixed & (best.x.y.abs() < zero)
+    best = _at_the_nearer(setup, best, weak)
     free = dependence(qp, active, setup.scaling.z)
     best, error = _least_norm(qp, setup, best, error, free, active)
     t = _activity(setup, best, active, weak, degenerate)
@@ -104,6 +105,14 @@ def _without_rows_of_zeros(setup: Setup, guess: Guess) -> Guess:
     empty = torch.nn.functional.pad(empty, (0, y.shape[-1] - empty.shape[-1]))
     x = guess.x._replace(y=torch.where(empty, 0.0, y))
     return guess._replace(x=x, t=torch.where(empty, 1.0, t))
+
+
+def _at_the_nearer(setup: Setup, guess: Guess, weak: Tensor) -> Guess:
+    """The guess with the weak rows at the limit that they touch: no multiplier says which it is."""
+    sides, Cz = setup.sides, setup.family.qp.rows(guess.x.z)
+    gap = torch.where(sides.present, (Cz.unsqueeze(1) - sides.limit).abs(), torch.inf)
+    at_upper = torch.where(weak, gap[:, 0] <= gap[:, 1], guess.at_upper)
+    return guess._replace(at_upper=at_upper)
 
 
 def _least_norm(

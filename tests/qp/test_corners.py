@@ -21,6 +21,13 @@ KINKS = {
     ),
     "a weak bound": dict(Q=EYE1, p=f64([0.0]), ub=f64([0.0])),
     "a weak bound and an active one": dict(Q=EYE2, p=f64([0.0, -1.0]), ub=f64([0.0, 0.0])),
+    "a weak lower bound": dict(Q=EYE1, p=f64([0.0]), lb=f64([0.0])),
+    "weak lower bounds and an active one": dict(
+        Q=torch.eye(3).double(), p=f64([0.0, 1.0, 0.0]), lb=f64([0.0] * 3)
+    ),
+    "a weak lower bound below an upper": dict(
+        Q=EYE2, p=f64([0.0, -0.5]), lb=f64([0.0, 0.0]), ub=f64([1.0, 1.0])
+    ),
     "three weak two-sided rows": dict(
         Q=EYE2, p=f64([0.0, 0.0]), G=TILTED, h=f64([0.0] * 3), h_lower=f64([-1.0] * 3)
     ),
@@ -48,6 +55,18 @@ def test_a_warm_start_changes_no_gradient(name, degenerate):
     warm = gradients(KINKS[name], degenerate=degenerate, warm_start=start)
     for ours, truth in zip(warm, cold, strict=True):
         torch.testing.assert_close(ours, truth, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("upper", [None, 1.0])
+def test_the_kink_of_a_lower_bound_belongs_to_it(upper):
+    """z = max(lb, -p) at lb = -p = 0: half of the slope to each, and none to the other bound."""
+    p, lb = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    ub = None if upper is None else torch.full_like(p, upper)
+    given = [v.requires_grad_() for v in (p, lb, ub) if v is not None]
+    z = solve_qp(EYE2, p, lb=lb, ub=ub).z
+    slopes = torch.autograd.grad(z.sum(), given)
+    for slope, truth in zip(slopes, (-0.5, 0.5, 0.0), strict=False):
+        torch.testing.assert_close(slope, torch.full_like(p, truth), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", KINKS)
