@@ -76,10 +76,12 @@ from .qp import (
     stack_qps,
 )
 from .solution import ConvergenceError, ConvergenceWarning, Status
+from .sparse import ADMM, OSQP, PIQP, Clarabel, Found, SparseQP, solve_qp_sparse
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADMM",
     "Anderson",
     "Backsolve",
     "Bosh3",
@@ -87,6 +89,7 @@ __all__ = [
     "CNF",
     "Certificate",
     "Checkpointed",
+    "Clarabel",
     "ConvergenceError",
     "ConvergenceWarning",
     "ConvexLayer",
@@ -101,6 +104,7 @@ __all__ = [
     "ExactTrace",
     "FISTA",
     "FixedPoint",
+    "Found",
     "GroupLasso",
     "Handover",
     "Heun",
@@ -118,6 +122,8 @@ __all__ = [
     "NewtonKrylov",
     "NonnegativeL1",
     "ODESolution",
+    "OSQP",
+    "PIQP",
     "Picard",
     "Projected",
     "ProjectedGradient",
@@ -127,6 +133,7 @@ __all__ = [
     "RK4",
     "Residuals",
     "Shifts",
+    "SparseQP",
     "Status",
     "Taylor",
     "TimeStepping",
@@ -145,6 +152,7 @@ __all__ = [
     "proximal_gradient",
     "regularised",
     "solve_qp",
+    "solve_qp_sparse",
     "spectral_radius",
     "stack_qps",
     "steady_state",

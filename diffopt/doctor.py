@@ -19,7 +19,7 @@ ENGINES: dict[str, Callable[[], str | None]] = {
     "native": lambda: unavailable(InteriorPoint(), torch.device("cpu")),
 }
 # those of the extras `cvxpy` and `solvers`, without which the rest works
-PACKAGES = ("cvxpy", "cvxpylayers", "scipy", "osqp", "clarabel", "piqp")
+PACKAGES = ("cvxpy", "cvxpylayers", "scipy", "osqp", "clarabel", "piqp", "qdldl")
 # the self-test has an answer of rounding size 1e-16
 TOLERANCE = 1e-12
 

@@ -22,6 +22,7 @@ ARROWS = {
     "qp": {
         "_native", "implicit", "nodes", "operators", "iterate", "linear", "solution", "tree",
     },
+    "sparse": {"implicit", "operators", "optional", "qp", "solution"},
     "fixed_point": {
         "_native", "backward", "implicit", "iterate", "linear", "nodes", "operators", "solution",
         "state",
@@ -41,7 +42,7 @@ ARROWS = {
     "doctor": {"_native", "qp"},
     "__init__": {
         "convex", "doctor", "fixed_point", "implicit", "nn", "ode", "projected_gradient",
-        "projections", "qp", "solution",
+        "projections", "qp", "solution", "sparse",
     },
 }  # fmt: skip
 # inside diffopt/qp, lowest first: a file may import those before it
