@@ -38,7 +38,7 @@ class Placed:
         part = part if self.weight == 1 else self.weight * part
         if self.fills:
             return part
-        block = block.expand(max(len(block), len(part)), -1, -1)
+        block = block.expand(samples(block, part), -1, -1)
         band = block[:, self.rows]
         new = band[..., self.cols] + part
         band = band.slice_scatter(new, -1, self.cols.start, self.cols.stop, self.cols.step)
@@ -58,7 +58,7 @@ class Scattered:
         """`block` `(B|1, rows, cols)` with this term."""
         value = values[self.parameter]
         part = value.gather(-1, self.source.expand(len(value), -1)) * self.weight
-        size = max(len(block), len(part))
+        size = samples(block, part)
         flat, target = block.flatten(1).expand(size, -1), self.target.expand(size, -1)
         out = flat.scatter_add(-1, target, part.expand(size, -1))
         return out.unflatten(-1, block.shape[1:])
@@ -142,6 +142,11 @@ class Use:
         of_copy = order.reshape(size, count).T  # sorted by source within each
         return [Use(*(v[k] for v in (self.source, self.row, self.col, self.weight)))
                 for k in of_copy]  # fmt: skip
+
+
+def samples(*tensors: Tensor) -> int:
+    """The size of a batch of which some tensors are shared, with one sample."""
+    return next((len(v) for v in tensors if len(v) != 1), 1)
 
 
 def _placed(parameter: int, own: tuple[int, ...], copy: Use) -> Placed | None:

@@ -37,7 +37,8 @@ class Canonical:
         q, b: entries of vectors, in column 0.
         A: entries; A x = b and A x <= b.
         shapes: of the parameters, in the user's order.
-        outputs: how to recover each variable that the user wants.
+        outputs: how to recover each variable that is asked for.
+        wanted: unknowns that the user asks for.
     """
 
     n: int
@@ -48,6 +49,7 @@ class Canonical:
     b: Entries
     shapes: tuple[tuple[int, ...], ...]
     outputs: tuple[Output, ...]
+    wanted: frozenset[int]
 
     @property
     def m(self) -> int:
@@ -104,7 +106,7 @@ def canonical_by_value(ctx: Any) -> Canonical:
             shape=own.shape,
         )
         lifted.append((sparse.diags_array(parametric.astype(float)) @ own + last).tocsr())
-    n, m = ctx.q.shape[0] - 1, int(ctx.reduced_A.problem_data_index[2][0])
+    n, m = ctx.q.shape[0] - 1, _coordinates(ctx.reduced_A)[2][0]
     outputs = Output(False, np.arange(n), (n,)), Output(True, np.arange(m), (m,))
     return _program(ctx, lifted[0], lifted[1], lifted[2], tuple((size,) for size in sizes), outputs)
 
@@ -134,8 +136,19 @@ def _program(
     whole, last = _entries(A, row, col), col == n
     matrix, b = whole.take(~last), whole.take(last)
     matrix = Entries(matrix.row, matrix.col, -matrix.weights)  # CVXPY's is that of b - Ax
-    equalities = int(ctx.cone_dims.zero)
-    return Canonical(n, equalities, quadratic, linear, matrix, _every_row(b, m), shapes, outputs)
+    return Canonical(
+        n,
+        int(ctx.cone_dims.zero),
+        quadratic,
+        linear,
+        matrix,
+        _every_row(b, m),
+        shapes,
+        outputs,
+        frozenset(
+            int(i) for v in ctx.var_recover if v.source == "primal" for i in _output(v).index
+        ),
+    )
 
 
 def _entries(weights: Any, row: Array, col: Array) -> Entries:
@@ -155,7 +168,7 @@ def _every_row(b: Entries, m: int) -> Entries:
 
 def _coordinates(reduced: Any) -> tuple[Array, Array, tuple[int, int]]:
     """Rows and columns of the entries of a matrix that CVXPY keeps by columns."""
-    if reduced.reduced_mat is None:
+    if reduced.reduced_mat is None or reduced.problem_data_index is None:
         return np.zeros(0, int), np.zeros(0, int), (0, 0)
     indices, starts, (m, n) = reduced.problem_data_index
     return np.asarray(indices), np.repeat(np.arange(n), np.diff(starts)), (int(m), int(n))

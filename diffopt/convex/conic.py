@@ -33,6 +33,10 @@ class Conic:
     def __repr__(self) -> str:
         return f"cvxpylayers with {self.layer.ctx.solver}"
 
+    def __deepcopy__(self, memo: Any) -> Conic:
+        """Itself: it never changes, and torch copies none of the sparse matrices in the layer."""
+        return self
+
     def solve(self, arguments: Arguments, on_failure: OnFailure) -> ConvexSolution:
         """The variables for these parameters, which live on the CPU while they are solved for."""
         size = arguments.batch.numel()
@@ -54,6 +58,11 @@ class Conic:
     def _solved(self, given: list[Tensor], size: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """The variables of all samples, `(size, *shape)`, and who failed."""
         status = torch.zeros(size, dtype=torch.int64)
+        shapes = [v.shape for v in self.layer.ctx.var_recover]
+        tie = sum(v.flatten()[:0].sum() for v in given)  # a zero, in the graph of the parameters
+        none = tuple(given[0].new_zeros(shape) + tie for shape in shapes)
+        if not size:
+            return tuple(v.expand(0, *v.shape) for v in none), status
         try:
             return self.layer(*given), status
         except self.failures:
@@ -65,8 +74,6 @@ class Conic:
             except self.failures as failure:
                 rows.append(None)
                 status[i] = _status(failure)
-        shapes = [v.shape for v in self.layer.ctx.var_recover]
-        none = tuple(given[0].new_zeros(shape) for shape in shapes)
         columns = zip(*(none if row is None else row for row in rows), strict=True)
         return tuple(torch.stack(column) for column in columns), status
 

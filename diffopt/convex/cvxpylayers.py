@@ -30,8 +30,9 @@ class DiffoptSolver(SolverInterface):
     gives the status of each sample, derivatives of higher order, and batches of any shape.
 
     Args:
-        solver: the method and its settings; the `solver_args` of cvxpylayers override them by
-            name, and names that it does not have are named in a warning.
+        solver: the method and its settings; the `solver_args` of a call of the layer override
+            them by name, and names that it does not have are named in a warning. (Those of the
+            layer itself cvxpylayers keeps to its own solvers.)
         options: further keyword arguments of `solve_qp` (on_failure, degenerate, ...).
 
     Raises:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -130,8 +131,7 @@ def _capped(table: Table) -> dict[int, Definition]:
     """Unknowns without cost that sit at their only limit above, or below."""
     program, out = table.program, {}
     costly = {*program.q.row[program.q.constants() != 0], *program.P.row}
-    wanted = {int(i) for o in program.outputs if not o.dual for i in o.index}
-    for j in set(range(program.n)) - costly - wanted:
+    for j in set(range(program.n)) - costly - program.wanted:
         caps = [r for r in table.cols[j] if len(table.rows[r]) == 1]
         others = [v for r, v in table.cols[j].items() if r not in caps]
         if len(caps) == 1 and caps[0] >= program.equalities and others:
@@ -142,17 +142,36 @@ def _capped(table: Table) -> dict[int, Definition]:
 
 
 def _defined(table: Table, out: dict[int, Definition]) -> dict[int, Definition]:
-    """Unbounded unknowns that an equality gives; of a row's candidates the one least used."""
-    for r in range(table.program.equalities):
-        row = table.rows[r]
-        largest = max((abs(v) for v in row.values() if v == v), default=0.0)
-        fit = [j for j, v in row.items() if abs(v) >= PIVOT * largest > 0 and j not in out]
-        for j in sorted((j for j in fit if table.free(j)), key=lambda j: (len(table.cols[j]), j)):
-            needs = frozenset(row) - {j}
-            if not _reaches(needs, j, out) and len(out) < table.program.n - 1:
-                out[j] = Definition(r, row[j], needs)
-                break
+    """Unbounded unknowns that an equality gives; rows with fewest undefined unknowns first.
+
+    So a path is followed from where it starts, whatever the order of its rows.
+    """
+    left = {r: sum(j not in out for j in table.rows[r]) for r in range(table.program.equalities)}
+    heap = sorted((count, r) for r, count in left.items())
+    while heap:
+        count, r = heappop(heap)
+        if left.get(r) != count:
+            continue  # done, or in the heap again with a lower count
+        del left[r]
+        j = _candidate(table, r, out)
+        if j is None:
+            continue
+        out[j] = Definition(r, table.rows[r][j], frozenset(table.rows[r]) - {j})
+        for other in left.keys() & table.cols[j].keys():
+            left[other] -= 1
+            heappush(heap, (left[other], other))
     return out
+
+
+def _candidate(table: Table, r: int, out: dict[int, Definition]) -> int | None:
+    """What row r may define: of the candidates the one least used."""
+    row = table.rows[r]
+    largest = max((abs(v) for v in row.values() if v == v), default=0.0)
+    fit = [j for j, v in row.items() if abs(v) >= PIVOT * largest > 0 and j not in out]
+    for j in sorted((j for j in fit if table.free(j)), key=lambda j: (len(table.cols[j]), j)):
+        if not _reaches(frozenset(row) - {j}, j, out) and len(out) < table.program.n - 1:
+            return j
+    return None
 
 
 def _reaches(start: frozenset[int], j: int, defined: dict[int, Definition]) -> bool:

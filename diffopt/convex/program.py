@@ -88,6 +88,9 @@ class Program:
         p = p.expand(arguments.batch.numel(), -1)
         sol = solve_qp(Q, p, **data, solver=solver, warm_start=warm_start, **options)
         variables = recovery.variables(values, found, sol)
+        if recovery.reduced.idle:  # in the graph all the same: their gradient is zero, not None
+            tie = sum(values[k][:, :0].sum() for k in recovery.reduced.idle)
+            variables = tuple(v + tie for v in variables)
         shaped = tuple(arguments.shaped(v, v.ndim - 1).to(arguments.dtype) for v in variables)
         status, iterations, *residuals = (
             arguments.shaped(v, 0) for v in (sol.status, sol.iterations, *sol.residuals)

@@ -28,8 +28,8 @@ class Pick:
     def of(self, v: Tensor) -> Tensor:
         """The variable, `(B|1, *shape)`."""
         if self.run is not None:
-            return v[:, self.run].reshape(-1, *self.shape)
-        return v.gather(-1, self.places.expand(len(v), -1)).reshape(-1, *self.shape)
+            return v[:, self.run].reshape(len(v), *self.shape)
+        return v.gather(-1, self.places.expand(len(v), -1)).reshape(len(v), *self.shape)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ T and t are kept apart: T is often the same for all samples where t is not, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from ..optional import package
-from .affine import Affine
+from .affine import Affine, samples
 from .canonical import Canonical
 from .entries import Array, Entries
 from .limits import Limits, spread
 from .presolve import Level, Plan
+from .rounding import cleared, doubtful, vanishing
 
 Block = Affine | None
 Values = Sequence[Tensor]
@@ -62,6 +63,9 @@ class Reduced:
         counts: of the rows that stay: equalities, inequalities, other sides, upper and lower
             bounds, in which order `rhs`, and `through`, their coefficients of x_J, have them.
         paired: which inequality each other side belongs to.
+        doubtful: equalities, inequalities and other sides of which rounding may be all that is
+            left.
+        idle: parameters that are in none of the blocks.
     """
 
     K: int
@@ -78,9 +82,11 @@ class Reduced:
     through: Block
     rhs: Block
     paired: Tensor
+    doubtful: Tensor
     ub: Limits
     lb: Limits
     levels: tuple[Links, ...]
+    idle: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, program: Canonical, plan: Plan) -> Reduced:
@@ -97,7 +103,7 @@ class Reduced:
         diagonal = bool((inner.row == inner.col).all())
         rows = remaining(plan)
         groups = plan.equalities, plan.upper, plan.lower[plan.lower >= 0], plan.ub, plan.lb
-        return cls(
+        reduced = cls(
             len(K),
             len(J),
             tuple(len(group) for group in groups),
@@ -112,10 +118,14 @@ class Reduced:
             block(A, rows, J),
             block(program.b, rows, zero),
             torch.from_numpy(np.flatnonzero(plan.lower >= 0)),
+            doubtful(A, plan.levels, K, np.concatenate(groups[:3])),
             Limits.of(plan.ub, K),
             Limits.of(plan.lb, K),
             tuple(_links(program, level, K, J) for level in plan.levels),
         )
+        blocks = [value for value in vars(reduced).values() if isinstance(value, Affine)]
+        used = {term.parameter for affine in blocks for term in affine.terms}
+        return replace(reduced, idle=tuple(k for k in range(len(shapes)) if k not in used))
 
     def substitution(self, values: Values) -> Substitution | None:
         """The removed unknowns by those kept, for these parameters; None if there are none."""
@@ -170,8 +180,12 @@ class Reduced:
         limit = self._vector(self.rhs, values, sum(self.counts))
         if found is not None and self.through is not None:
             M = self.through(values)
+            nil = self._vanishing(A, G, limit, M, found) if len(self.doubtful) else None
             A, G = A + M[:, :e] @ found.T, G + M[:, e : e + m] @ found.T
             limit = limit - times(M, found.t)
+            if nil is not None:
+                A, G = cleared(A, nil[:, :e, :-1]), cleared(G, nil[:, e : e + m, :-1])
+                limit = cleared(limit, nil[..., -1])
         b, h, other, upper, lower = limit.split(self.counts, -1)
         return {
             "A": A if e else None,
@@ -182,6 +196,16 @@ class Reduced:
             "ub": self.ub.bounds(upper, self.K, torch.inf),
             "lb": self.lb.bounds(lower, self.K, -torch.inf),
         }
+
+    def _vanishing(
+        self, A: Tensor, G: Tensor, limit: Tensor, M: Tensor, found: Substitution
+    ) -> Tensor:
+        """Where rounding is all that substitution will leave, `(B|1, rows, K + 1)`."""
+        k, rows = self.doubtful, limit.shape[-1]
+        size = samples(A, G)
+        own = torch.cat([v.expand(size, -1, -1) for v in (A, G, -G[:, self.paired])], 1)
+        nil = vanishing(own[:, k], limit[:, k], M[:, k], *found)
+        return nil.new_zeros(len(nil), rows, self.K + 1).index_copy(1, k, nil)
 
 
 def removed(plan: Plan) -> Array:
@@ -240,6 +264,6 @@ def _behind(found: Substitution, *new: Tensor) -> Substitution:
     """The substitution with further unknowns behind."""
     out = []
     for a, b in zip(found, new, strict=True):
-        size = max(len(a), len(b))
+        size = samples(a, b)
         out.append(torch.cat([v.expand(size, *v.shape[1:]) for v in (a, b)], 1))
     return Substitution(*out)

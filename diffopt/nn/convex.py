@@ -149,6 +149,12 @@ def _program(
     other = other_cones(ctx.cone_dims)
     if not other and not gp:
         return Program(canonical(ctx))
+    if fallback is None and not gp and not problem.is_dpp():
+        raise ValueError(
+            f"problem has {' and '.join(other)} cones, for which cvxpylayers' default solver takes "
+            "no quad_form with a parameter as its matrix: write sum_squares(L @ x) with a "
+            "parameter L of which the matrix is L'L"
+        )
     if fallback is None and fallback_args is None:
         fallback_args = ACCURATE
     layer = torch_layers.CvxpyLayer(
