@@ -1,6 +1,7 @@
 """Layers whose output is defined by a condition, differentiated through that condition."""
 
 from . import projections
+from .argmin import SQP, ArgminSolution, ScipyMinimize, argmin
 from .convex import ConvexSolution
 from .doctor import doctor
 from .fixed_point import (
@@ -19,6 +20,7 @@ from .implicit import implicit_root
 from .nn import (
     CNF,
     DEQ,
+    ArgminLayer,
     ConvexLayer,
     ExactTrace,
     Hutchinson,
@@ -83,6 +85,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ADMM",
     "Anderson",
+    "ArgminLayer",
+    "ArgminSolution",
     "Backsolve",
     "Bosh3",
     "Broyden",
@@ -132,6 +136,8 @@ __all__ = [
     "QPSolution",
     "RK4",
     "Residuals",
+    "SQP",
+    "ScipyMinimize",
     "Shifts",
     "SparseQP",
     "Status",
@@ -140,6 +146,7 @@ __all__ = [
     "Trapezoid",
     "Tsit5",
     "Unrolled",
+    "argmin",
     "check_kkt",
     "doctor",
     "fixed_point",

@@ -35,14 +35,15 @@ ARROWS = {
     "projected_gradient": {
         "backward", "implicit", "iterate", "linear", "nodes", "operators", "solution",
     },
+    "argmin": {"implicit", "iterate", "nodes", "optional", "qp", "solution", "tree"},
     "nn": {
-        "convex", "fixed_point", "ode", "optional", "projected_gradient", "qp", "solution", "state",
-        "tree",
+        "argmin", "convex", "fixed_point", "ode", "optional", "projected_gradient", "qp",
+        "solution", "state", "tree",
     },
     "doctor": {"_native", "qp"},
     "__init__": {
-        "convex", "doctor", "fixed_point", "implicit", "nn", "ode", "projected_gradient",
-        "projections", "qp", "solution", "sparse",
+        "argmin", "convex", "doctor", "fixed_point", "implicit", "nn", "ode",
+        "projected_gradient", "projections", "qp", "solution", "sparse",
     },
 }  # fmt: skip
 # inside diffopt/qp, lowest first: a file may import those before it
