@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
 
-QUICK_START, FIXED_POINTS, ODES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+QUICK_START, CVXPY, FIXED_POINTS, ODES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_quick_start_runs_and_is_right(capsys):
@@ -24,6 +24,17 @@ def test_quick_start_runs_and_is_right(capsys):
     assert (z >= 0).all() and z.sum(-1).detach().numpy() == pytest.approx(1.0)
     assert p.grad.isfinite().all() and p.grad.abs().sum() > 0
     assert "CONVERGED       32" in capsys.readouterr().out
+
+
+def test_the_cvxpy_problem_is_solved_and_differentiated(capsys):
+    torch.manual_seed(0)
+    names = {}
+    exec(compile(CVXPY, "README.md", "exec"), names)
+    nearest, points = names["nearest"], names["points"]
+    assert nearest.sum(-1).detach().numpy() == pytest.approx(1.0, abs=1e-5)
+    assert (nearest.abs().sum(-1) <= 1.5 + 1e-5).all()
+    assert points.grad.isfinite().all() and (points.grad.abs().sum(-1) > 0).all()
+    assert "torch.Size([128, 50])" in capsys.readouterr().out
 
 
 def test_the_fixed_point_is_one_and_is_learned(capsys):
