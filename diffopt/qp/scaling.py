@@ -24,6 +24,7 @@ from .problem import QP, Products, largest
 
 PASSES = 8  # the log of each norm halves a pass: 1e8 is brought to 1e8^(1/256) = 1.07
 SMALLEST, LARGEST = 1e-4, 1e4  # bounds on every factor, as in Clarabel
+NEVER = 1e20  # a limit this far from a z of size one says nothing: a row of rounding, z / 1e33 <= 1
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,15 @@ def equilibrate(qp: QP) -> tuple[QP, Scaling]:
     r, c = _sizes(qp, d, e_A, e_C)
     scaling = Scaling(r * d, e_A / c, e_C / c, c * d, e_A / r, e_C / r, (c / r).squeeze(-1))
     column = d.unsqueeze(-2)
+    lower, upper = qp.lower * scaling.rows, qp.upper * scaling.rows
     scaled = QP(
         Q=qp.Q * d.unsqueeze(-1) * column,
         p=qp.p * scaling.dual,
         G=qp.G * e_G.unsqueeze(-1) * column,
         A=qp.A * e_A.unsqueeze(-1) * column,
         b=qp.b * scaling.equal,
-        lower=qp.lower * scaling.rows,
-        upper=qp.upper * scaling.rows,
+        lower=torch.where(lower < -NEVER, -torch.inf, lower),
+        upper=torch.where(upper > NEVER, torch.inf, upper),
         bounded=qp.bounded,
         weight=c * r if qp.lower.shape[-1] else _weight(qp, d),
     )

@@ -238,3 +238,13 @@ def test_units_of_the_unknowns_make_no_rows_dependent():
         for q, a in ((EYE2, A), (Q, A * unit))
     )  # fmt: skip
     torch.testing.assert_close(odd[0] * unit, plain[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-33])
+def test_a_row_of_rounding_binds_nothing(size):
+    """The point of x + y + w <= -1 nearest to 0, whatever row of rounding stands beside."""
+    G = f64([[1.0, 1.0, 1.0], [0.0, -2.0, 1.0]]) * f64([[1.0], [size]])
+    sol = solve_qp(torch.eye(3).double(), f64([0.0] * 3), G=G, h=f64([-1.0, 0.02]))
+    torch.testing.assert_close(sol.z, f64([-1 / 3] * 3), rtol=1e-12, atol=1e-12)
+    assert sol.status == Status.CONVERGED
+    assert sol.lam.tolist() == pytest.approx([1 / 3, 0], abs=1e-12)
