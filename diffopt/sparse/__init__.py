@@ -35,7 +35,7 @@ def solve_qp_sparse(
     ub: Limit = None,
     *,
     h_lower: Limit = None,
-    solver: SparseSolver = ...,
+    solver: SparseSolver | None = ...,
     order: int = 1,
     degenerate: Degenerate = "central",
     proximal: float = 0.0,
@@ -45,7 +45,7 @@ def solve_qp_sparse(
 def solve_qp_sparse(
     Q: Sequence[Mapping[str, Any]],
     *,
-    solver: SparseSolver = ...,
+    solver: SparseSolver | None = ...,
     order: int = 1,
     degenerate: Degenerate = "central",
     proximal: float = 0.0,
@@ -64,7 +64,7 @@ def solve_qp_sparse(
     ub: Limit = None,
     *,
     h_lower: Limit = None,
-    solver: SparseSolver = Clarabel(),  # noqa: B008 (a frozen value)
+    solver: SparseSolver | None = None,
     order: int = 1,
     degenerate: Degenerate = "central",
     proximal: float = 0.0,
@@ -92,7 +92,9 @@ def solve_qp_sparse(
         lb, ub: `(n,)` or a number; -inf and inf mean no bound, lb == ub fixes an unknown.
         h_lower: `(m,)` or a number.
         solver: `Clarabel()`, `PIQP()` or `OSQP()`, packages of others; `ADMM()`, ours, which
-            factorises nothing; or any function from a `SparseQP` to a `Found`.
+            factorises nothing; or any function from a `SparseQP` to a `Found`. None: `Clarabel()`;
+            but where a bound of the arithmetic says that factors may be dense, as of random
+            patterns, and Q curves in every unknown, first `ADMM()`.
         order: how many derivatives are exact; one more raises.
         degenerate: what a weakly active limit counts as in the derivative, as in `solve_qp`.
         proximal: weight >= 0 of |z|^2 / 2, added to the objective.

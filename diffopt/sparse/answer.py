@@ -18,6 +18,7 @@ from ..qp.options import Degenerate
 from ..qp.problem import Residuals
 from ..solution import OnFailure, Status, check_on_failure, report
 from .arguments import Given, crossed
+from .automatic import automatic
 from .convexity import convex
 from .point import Point, failed, settle
 from .problem import Found, SparseQP
@@ -31,7 +32,7 @@ SparseSolver = Callable[[SparseQP], Found]
 class Options:
     """How to solve and to differentiate; documented by `solve_qp_sparse`."""
 
-    solver: SparseSolver
+    solver: SparseSolver | None
     order: int
     degenerate: Degenerate
     proximal: float
@@ -40,10 +41,11 @@ class Options:
     def __post_init__(self) -> None:
         check_on_failure(self.on_failure)
         check_order(self.order)
-        if isinstance(self.solver, type) or not callable(self.solver):
+        unusable = isinstance(self.solver, type) or not callable(self.solver)
+        if self.solver is not None and unusable:
             raise ValueError(
-                f"solver={self.solver!r}: expected Clarabel(), PIQP(), OSQP(), ADMM(), or a "
-                "function from a SparseQP to a Found"
+                f"solver={self.solver!r}: expected Clarabel(), PIQP(), OSQP(), ADMM(), a "
+                "function from a SparseQP to a Found, or None for a choice by the pattern"
             )
         if self.degenerate not in get_args(Degenerate):
             raise ValueError(
@@ -86,7 +88,12 @@ def find(given: Given, options: Options) -> Point:
     if crossed(task.user):
         zero = np.zeros(given.n)
         return failed(task, Found(zero, None, None, None, Status.PRIMAL_INFEASIBLE, 0))
-    return settle(task, options.solver, options.degenerate)
+    solvers = automatic(task.qp) if options.solver is None else (options.solver,)
+    for solver in solvers:
+        point = settle(task, solver, options.degenerate)
+        if point.status == Status.CONVERGED and point.polished:
+            break
+    return point
 
 
 def answer(given: Given, point: Point, options: Options) -> QPSolution:

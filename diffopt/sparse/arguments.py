@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..qp.arguments import SHAPES, shapes_of
 from .pattern import Pattern
@@ -61,8 +62,10 @@ class Given:
         return {k: v.values if isinstance(v, Pattern) else v for k, v in held.items()}
 
     def differentiated(self) -> bool:
-        """Whether a derivative may be asked of any of them."""
-        return torch.is_grad_enabled() and any(v.requires_grad for v in self.tensors().values())
+        """Whether a derivative may be asked of any of them, in reverse or in forward mode."""
+        held = self.tensors().values()
+        forward = any(forward_ad.unpack_dual(v).tangent is not None for v in held)
+        return forward or (torch.is_grad_enabled() and any(v.requires_grad for v in held))
 
     def anchor(self) -> Tensor:
         """Zero, in the graph of all arguments, with a gradient of zero."""

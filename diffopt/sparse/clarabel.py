@@ -18,6 +18,9 @@ STATUS = {
     "DualInfeasible": Status.DUAL_INFEASIBLE,
     "AlmostDualInfeasible": Status.DUAL_INFEASIBLE,
 }
+# A limit so far from a z of size one plays no part, but its size would be that of the tolerances:
+# the problem would be called unbounded. Should it be active, the polish finds out.
+FAR = 1e9
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Clarabel:
         C = sp.vstack([qp.G, sp.eye_array(qp.n)], format="csr")
         free = ~qp.fixed
         fixed = np.flatnonzero(qp.fixed)
-        above = np.flatnonzero(np.isfinite(qp.upper) & free)
-        below = np.flatnonzero(np.isfinite(qp.lower) & free)
+        above = np.flatnonzero((qp.upper < FAR) & free)
+        below = np.flatnonzero((qp.lower > -FAR) & free)
         rows = sp.csc_matrix(sp.vstack([qp.A, C[fixed], C[above], -C[below]]))
         limits = np.concatenate([qp.b, qp.upper[fixed], qp.upper[above], -qp.lower[below]])
         equal, sided = qp.e + len(fixed), len(above) + len(below)

@@ -56,15 +56,21 @@ class KKT:
         return self.qp.n, self.qp.e, len(self.rows), len(self.bounds)
 
     def solve(self, r: Array) -> tuple[Array, float]:
-        """((z, nu, y active), the relative residual) for r = (r_z, r_nu, r_y), one vector each."""
+        """((z, nu, y active), the relative residual) for r = (r_z, r_nu, r_y), one vector each.
+
+        Relative to the terms of the right-hand side, which may be only rounding once the known
+        unknowns are put in: where A fixes an unknown that is at its bound, say.
+        """
         n, f = self.qp.n, len(self.free)
         r_z, r_c, r_b = np.split(r, [n, n + self.C.shape[0]])
         z = np.zeros(n)
         z[self.pinned] = r_b[self.hard]
         pull = np.zeros(n)
         pull[self.soft] = r_b[~self.hard] / self.give
+        Qz, Cz = self.qp.Q @ z, self.C @ z
         x, error = self.system.solve(
-            np.concatenate([(r_z + pull - self.qp.Q @ z)[self.free], r_c - self.C @ z])
+            np.concatenate([(r_z + pull - Qz)[self.free], r_c - Cz]),
+            np.concatenate([(abs(r_z) + abs(pull) + abs(Qz))[self.free], abs(r_c) + abs(Cz)]),
         )
         z[self.free], y = x[:f], x[f:]
         mu = np.empty(len(self.bounds))
@@ -84,12 +90,15 @@ class KKT:
         return np.concatenate([eta, mu])
 
     def left(self, y: Array) -> float:
-        """How far |A'nu + Z'y| is from 0, relative to its terms, for (nu, y active)."""
+        """How far |A'nu + Z'y| is from 0, relative to its terms, for (nu, y active).
+
+        A row has size one, or zero; of those of zeros the terms are nothing but rounding.
+        """
         y_c, mu = np.split(y, [self.C.shape[0]])
         out, size = self.C.T @ y_c, abs(self.C.T) @ abs(y_c)
         out[self.bounds] += mu
         size[self.bounds] += abs(mu)
-        return float(np.abs(out).max() / max(size.max(), 1e-300))
+        return float(np.abs(out).max() / max(size.max(), abs(y).max(), 1e-300))
 
     def spread(self, y: Array) -> tuple[Array, Array]:
         """(nu, y of all rows of C) from (nu, y active)."""

@@ -51,8 +51,8 @@ class System:
         self.cost = arithmetic(self.K)
         self.direct = self.cost <= CHEAP
 
-    def solve(self, r: Array) -> tuple[Array, float]:
-        """(x with K x = r, the residual relative to r, both equilibrated)."""
+    def solve(self, r: Array, terms: Array) -> tuple[Array, float]:
+        """(x with K x = r, the residual relative to the terms that r adds up, equilibrated)."""
         r = self.unit * r
         size = _norm(r)
         if size == 0 or not np.isfinite(size):
@@ -61,7 +61,7 @@ class System:
         if not self.direct and error > 1e-9 and self.cost <= DEAR:
             again, other = self._refined(r / size)
             x, error = (again, other) if other < error else (x, error)
-        return size * self.unit * x, error
+        return size * self.unit * x, error * min(1.0, size / _norm(self.unit * terms))
 
     def null(self, w: Array) -> Array:
         """w `(r, k)` projected to the null space of C', nearly, in units of the user.
@@ -132,11 +132,15 @@ class System:
         return x, error
 
     def _diagonal(self) -> Array:
-        """The diagonals of H and of C diag(H)^-1 C' + T: those of the ideal preconditioner."""
+        """The diagonals of H and of C diag(H)^-1 C' + T: those of the ideal preconditioner.
+
+        One for a row of zeros, whose right-hand side is rounding, and is not to be blown up.
+        """
         d = self.K.diagonal()
         H = np.maximum(d[: self.n], 1e-2)
         C = self.K[self.n :, : self.n]
-        return np.concatenate([H, C.multiply(C) @ (1 / H) - d[self.n :] + 1e-12])
+        schur = C.multiply(C) @ (1 / H) - d[self.n :]
+        return np.concatenate([H, np.where(schur > 1e-12, schur, 1.0)])
 
 
 class _Nothing:

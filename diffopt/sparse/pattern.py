@@ -40,11 +40,15 @@ class Pattern:
         """The argument `name`: a sparse tensor of torch or a sparse matrix of scipy.
 
         Raises:
-            ValueError: if it is neither, complex, not a matrix, or on another device.
+            ValueError: if it is neither, complex, not a matrix, hybrid, or on another device.
         """
         if not isinstance(value, Tensor):
             return cls._of_scipy(name, value)
-        if value.layout not in LAYOUTS:
+        if value.layout not in LAYOUTS and value.layout != torch.strided:
+            raise ValueError(
+                f"{name} is {value.layout}: expected COO, CSR or CSC, pass {name}.to_sparse_coo()"
+            )
+        if value.layout == torch.strided:
             raise ValueError(
                 f"{name} is dense, of shape {tuple(value.shape)}: pass {name}.to_sparse(), whose "
                 "gradient has its pattern, or use solve_qp"
@@ -54,10 +58,11 @@ class Pattern:
                 f"{name} is on {value.device}: the sparse solvers run on the CPU, pass "
                 f"{name}.cpu(), through which gradients flow back"
             )
-        if value.ndim != 2 or value.is_complex():
+        if value.ndim != 2 or value.dense_dim() or value.is_complex():
             raise ValueError(
-                f"{name} is {value.dtype} of shape {tuple(value.shape)}: expected a real matrix "
-                "without batch dimensions; several problems are a list of dicts"
+                f"{name} is {value.dtype} of shape {tuple(value.shape)}, {value.dense_dim()} of "
+                "its dimensions dense: expected a real matrix, both of whose dimensions are "
+                "sparse, without batch dimensions; several problems are a list of dicts"
             )
         if value.layout == torch.sparse_coo:
             value = value if value.is_coalesced() else value.coalesce()

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from diffopt import Clarabel, Found, Status, solve_qp_sparse
 from problems.sparse_qp import control_qp, obstacle_qp, portfolio_qp, random_sparse_qp
@@ -91,6 +92,18 @@ class TestAgainstDense:
         for key, grad in ours.items():
             close(dense(grad), theirs[key])
 
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # inside forward_ad
+    def test_forward_mode(self):
+        """Of vectors: torch has no forward mode through sparse matrices."""
+        a = single(tables.QPS["everything"])
+        leaves, theirs = sparse(a), {k: v.requires_grad_() for k, v in a.items()}
+        with forward_ad.dual_level():
+            p = forward_ad.make_dual(a["p"].detach(), torch.ones_like(a["p"]))
+            held = {k: v.detach() for k, v in leaves.items()} | {"p": p}
+            along = forward_ad.unpack_dual(weighted(solve_sparse(held))).tangent
+        (grad,) = torch.autograd.grad(weighted(solve_dense(theirs)), theirs["p"])
+        close(along, grad.sum())
+
     def test_second_derivative_raises_with_order_one(self):
         leaves = sparse(single(tables.QPS["inequality"]))
         loss = weighted(solve_sparse(leaves))
@@ -168,10 +181,68 @@ class TestLarge:
         for key in first:
             close(dense(first[key]), dense(second[key]), 1e-9)
 
+    def test_a_row_of_a_known_unknown_without_a_factor(self, monkeypatch):
+        """0.37 z_0 = b at the bound of z_0 leaves a row of zeros, its right-hand side rounding."""
+        slopes = []
+        for cheap in (1e9, -1.0):
+            monkeypatch.setattr("diffopt.sparse.linear.CHEAP", cheap)
+            Q = torch.tensor([[1.3, 0.4], [0.4, 0.7]], dtype=torch.float64).to_sparse()
+            p = torch.tensor([-2.0, 1.1], dtype=torch.float64, requires_grad=True)
+            A = torch.tensor([[0.37, 0.0]], dtype=torch.float64).to_sparse()
+            b = torch.tensor([0.37 * 0.91], dtype=torch.float64, requires_grad=True)
+            ub = torch.tensor([0.91, 9.0], dtype=torch.float64, requires_grad=True)
+            sol = solve_qp_sparse(Q, p, A=A, b=b, ub=ub)
+            slopes.append(torch.cat(torch.autograd.grad(weighted(sol), [p, b, ub])))
+        close(slopes[1], slopes[0], 1e-9)
+
     def test_dependent_rows_without_a_factor(self, monkeypatch):
         monkeypatch.setattr("diffopt.sparse.linear.CHEAP", -1.0)
         a = single(tables.DEGENERATE["weak and duplicated rows"])
         close(solve_sparse(sparse(a)).lam, solve_dense(a).lam)
+
+
+class TestChoice:
+    """What solves the problem where no solver is named."""
+
+    @pytest.mark.parametrize("name", ["control", "random patterns"])
+    def test_clarabel_where_a_factor_is_cheap(self, name):
+        a = tables.arguments(STRUCTURED[name])
+        ours, theirs = solve_sparse(a), solve_sparse(a, solver=Clarabel())
+        assert ours.iterations == theirs.iterations and torch.equal(ours.z, theirs.z)
+
+    def test_admm_where_it_is_dear(self):
+        """At n = 2000, without any threshold moved."""
+        a = tables.arguments(random_sparse_qp(2000, 1000, 200))
+        ours, theirs = solve_sparse(a), solve_sparse(a, solver=SOLVERS["ADMM"])
+        assert ours.iterations == theirs.iterations and torch.equal(ours.z, theirs.z)
+
+    def test_clarabel_for_unknowns_without_curvature(self, monkeypatch):
+        monkeypatch.setattr("diffopt.sparse.automatic.CHEAP", -1.0)
+        a = sparse(single(tables.QPS["linear program"]))
+        assert solve_sparse(a).iterations == solve_sparse(a, solver=Clarabel()).iterations
+
+    def test_clarabel_where_admm_fails(self, monkeypatch):
+        asked = []
+
+        def admm(max_iter):
+            def solver(qp):
+                asked.append(max_iter)
+                return Found(float("nan") * qp.p, None, None, None, Status.CONVERGED, 7)
+
+            return solver
+
+        monkeypatch.setattr("diffopt.sparse.automatic.CHEAP", -1.0)
+        monkeypatch.setattr("diffopt.sparse.automatic.ADMM", admm)
+        a = tables.arguments(STRUCTURED["portfolio"])
+        ours, theirs = solve_sparse(a), solve_sparse(a, solver=Clarabel())
+        assert asked and ours.iterations == theirs.iterations and torch.equal(ours.z, theirs.z)
+
+    @pytest.mark.parametrize("name", tables.HOPELESS)
+    def test_no_solution_is_not_admm_s_word_alone(self, name, monkeypatch):
+        monkeypatch.setattr("diffopt.sparse.automatic.CHEAP", -1.0)
+        instance, why = tables.HOPELESS[name]
+        sol = solve_sparse(sparse(single(instance)), on_failure="ignore")
+        assert Status(int(sol.status)).name == f"{why}_INFEASIBLE"
 
 
 class TestCorners:
@@ -211,7 +282,16 @@ class TestCorners:
         )
         close(sol.z, torch.tensor([0.5, 3.0], dtype=torch.float64), 1e-12)
         close(sol.lam, torch.tensor([0.0, 0.0, -0.5], dtype=torch.float64), 1e-12)
-        assert sol.nu.tolist() == [0.0]
+        close(sol.nu, torch.zeros(1, dtype=torch.float64), 1e-12)
+
+    @pytest.mark.parametrize("solver", SOLVERS)
+    @pytest.mark.parametrize("far", [1e9, 1e12, 1e20])
+    def test_limits_far_away_are_no_matter(self, solver, far):
+        Q, p = torch.eye(2).double().to_sparse(), torch.tensor([-1.0, 2.0], dtype=torch.float64)
+        ub = torch.tensor([far, -3.0], dtype=torch.float64)
+        sol = solve_qp_sparse(Q, p, lb=-far, ub=ub, solver=SOLVERS[solver])
+        close(sol.z, torch.tensor([1.0, -3.0], dtype=torch.float64), 1e-12)
+        close(sol.mu, torch.tensor([0.0, 1.0], dtype=torch.float64), 1e-12)
 
     @pytest.mark.parametrize("solver", SOLVERS)
     def test_least_norm_among_multipliers_of_the_right_sign(self, solver):
@@ -224,6 +304,35 @@ class TestCorners:
         Q = torch.eye(2, dtype=torch.float64).to_sparse()
         sol = solve_qp_sparse(Q, p, G, 0.0, solver=SOLVERS[solver])
         close(sol.lam, torch.tensor([3.0, 0.0, 0.0], dtype=torch.float64), 1e-9)
+
+    def test_gradient_where_nothing_is_left_to_solve(self):
+        """0.7 z = b holds z at its bound: the conditions left of the free unknowns are rounding.
+
+        Moving p moves the multipliers of least norm only, (nu, mu) = -(0.7, 1) (1.3 z + p) / 1.49.
+        """
+        at = {"A": torch.tensor([[0.7]], dtype=torch.float64).to_sparse(), "ub": 3.0}
+        Q = 1.3 * torch.eye(1, dtype=torch.float64).to_sparse()
+        p = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
+        b = torch.tensor([0.7 * 3.0], dtype=torch.float64, requires_grad=True)
+        sol = solve_qp_sparse(Q, p, b=b, **at)
+        slopes = torch.autograd.grad(0.3 * sol.nu.sum() - 0.9 * sol.mu.sum(), [p, b])
+        close(slopes[0], torch.tensor([(0.9 - 0.7 * 0.3) / 1.49], dtype=torch.float64), 1e-9)
+        assert slopes[1].abs() > 0
+
+    def test_gradient_beside_a_row_of_zeros(self):
+        """Without it the problem is another, with the same z; the row itself has no gradient."""
+        Q = torch.tensor([[3.0, 0.7, 0.3], [0.7, 0.9, 0.1], [0.3, 0.1, 1.1]], dtype=torch.float64)
+        p = torch.tensor([1.0, -2.0, -2.0], dtype=torch.float64)
+        G = torch.tensor([[0.0, 0.3, 1.0]], dtype=torch.float64)
+        b = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+        slopes = []
+        for rows in (1, 2):
+            A = torch.tensor([[1.0, 0.6, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)[:rows]
+            sol = solve_qp_sparse(Q.to_sparse(), p, G.to_sparse(), 0.1, A.to_sparse(), b[:rows])
+            loss = sol.z[0] + 0.7 * sol.lam.sum() + 0.4 * sol.nu.sum()
+            slopes += torch.autograd.grad(loss, b)
+        assert slopes[0].abs().sum() > 0.1
+        close(slopes[1], slopes[0], 1e-9)
 
     def test_proximal_picks_the_solution_of_least_norm(self):
         """min z_0 + z_1 on the simplex: every point is a solution."""

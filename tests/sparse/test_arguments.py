@@ -80,6 +80,11 @@ class TestLayouts:
         weighted(solve_sparse(ours)).backward()
         close(ours["p"].grad, full["p"].grad)
 
+    @pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
+    def test_blocks_are_refused(self):
+        with pytest.raises(ValueError, match="Q is torch.sparse_bsr.*pass Q.to_sparse_coo"):
+            solve_qp_sparse(torch.eye(2).to_sparse_bsr((1, 1)), torch.zeros(2))
+
 
 class TestNumbers:
     def test_float32_in_float32_out(self):
@@ -159,6 +164,7 @@ EYE = torch.eye(2).to_sparse()
 P = torch.zeros(2)
 BAD = {
     "Q is dense, of shape": {"Q": torch.eye(2), "p": P},
+    "1 of its dimensions dense": {"Q": torch.eye(2).to_sparse(1), "p": P},
     "Q is a ndarray: expected a sparse": {"Q": np.eye(2), "p": P},
     "Q has shape .3, 3.: expected .2, 2.": {"Q": torch.eye(3).to_sparse(), "p": P},
     "Q is torch.complex64": {"Q": (1j * torch.eye(2)).to_sparse(), "p": P},
