@@ -197,11 +197,12 @@ def table(result: dict[str, Any]) -> str:
              "| problem | n | by | steps | solver | ours | backward | residual | gradients apart |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for r in result["rows"]:
-        split = r["name"] in SOLVERS and r["name"] != "default"
+        others = r["name"] in SOLVERS
+        split = others and r["name"] != "default"
         lines.append(
             f"| {r['kind']} | {r['n']} | {r['name']} | {r['steps']} | {r['solver']:.3f} | "
             f"{format(r['ours'], '.3f') if split else '-'} | {r['backward']:.3f} | "
-            f"{r['residual']:.0e} | {format(r['apart'], '.0e') if r['name'] != 'solve_qp' else '-'} |"
+            f"{r['residual']:.0e} | {format(r['apart'], '.0e') if others else '-'} |"
         )
     return "\n".join(lines) + "\n"
 
