@@ -30,7 +30,7 @@ ARROWS = {
     "ode": {
         "_native", "fixed_point", "implicit", "iterate", "nodes", "operators", "solution", "state",
     },
-    "convex": {"optional", "qp", "solution", "tree"},
+    "convex": {"nodes", "operators", "optional", "qp", "solution", "tree"},
     "projections": {"implicit", "iterate", "linear", "operators", "qp", "solution"},
     "projected_gradient": {
         "backward", "implicit", "iterate", "linear", "nodes", "operators", "solution",

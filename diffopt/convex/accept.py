@@ -7,6 +7,9 @@ from typing import Any
 
 from ..optional import package
 
+# those of `solve_qp` that mean the same for a program that was rewritten
+OPTIONS = "order", "degenerate", "smoothing", "proximal", "on_failure"
+
 
 def check_problem(
     problem: Any, parameters: Sequence[Any], variables: Sequence[Any], gp: bool
@@ -32,6 +35,18 @@ def check_problem(
             "them, for example to 0 <= x <= 1"
         )
     _check_gp(problem) if gp else _check_convex(problem)
+
+
+def check_options(options: Iterable[str]) -> None:
+    """Raise a `ValueError` unless these are names of options of a layer."""
+    for name in options:
+        if name in ("infeasible", "penalty"):
+            raise ValueError(
+                f"{name!r} is no option of a layer: rows that were rewritten cannot be shifted as "
+                "the user wrote them; add a variable s >= 0 to them, and its price to the objective"
+            )
+        if name not in OPTIONS:
+            raise ValueError(f"{name!r} is no option of a layer: expected one of {OPTIONS}")
 
 
 def _check_kind(name: str, given: Sequence[Any], kind: type) -> None:
@@ -78,6 +93,14 @@ def _check_variables(problem: Any, variables: Sequence[Any]) -> None:
             f"variables has {_names(foreign)}, which is neither a variable of the problem nor a "
             "dual variable of one of its constraints"
         )
+    for v in variables:
+        for attribute in ("diag", "sparsity"):
+            if v.attributes.get(attribute):
+                raise ValueError(
+                    f"variable {v.name()} is declared {attribute}, and cvxpylayers puts the wrong "
+                    "entries in it: ask for a vector v of its entries, which the problem has in "
+                    "its place, for example as cp.diag(v)"
+                )
     if any(v.is_complex() for v in problem.variables()):
         raise ValueError("problem has complex variables: write it with real and imaginary parts")
 
@@ -92,14 +115,15 @@ def _check_convex(problem: Any) -> None:
         if not part.is_dcp():
             raise ValueError(
                 f"problem is not convex: {name} does not follow the DCP rules (minimise convex, "
-                "maximise concave; convex <= concave; affine == affine)"
+                "maximise concave; convex <= concave; affine == affine). A parameter counts as of "
+                "no sign, and a matrix as indefinite, unless declared nonneg, nonpos or PSD=True"
             )
     wrong = [name for name, part in parts.items() if not part.is_dcp(dpp=True)]
     raise ValueError(
         f"problem is not DPP in {', '.join(wrong) or 'its parameters'}: a product may hold one "
         "parameter, times an expression without any. Make a new parameter of a product of two, "
         "or of a function of one (1 / p, exp(p)), and compute it in PyTorch; a quad_form with a "
-        "parameter as its matrix may stand in the objective only"
+        "parameter as its matrix may stand in the objective only, and its vector may hold none"
     )
 
 

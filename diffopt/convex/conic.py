@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nodes import Solve, applied
+from ..operators import Identity
 from ..qp import Residuals
 from ..solution import OnFailure, Status, report, succeeded
 from .arguments import Arguments
@@ -17,7 +19,7 @@ class Conic:
     """A `CvxpyLayer` with a status for each sample.
 
     cvxpylayers raises for the whole batch if one sample fails. Then the samples are solved one by
-    one, so that the others get their answer.
+    one, so that the others get their answer. It never sees those that have no finite data.
 
     Args:
         layer: the `CvxpyLayer`.
@@ -42,8 +44,8 @@ class Conic:
         size = arguments.batch.numel()
         device = arguments.values[0].device
         pairs = zip(arguments.values, self.shapes, strict=True)
-        given = [v.cpu().expand(size, -1).reshape(size, *s) for v, s in pairs]
-        variables, status = self._solved(given, size)
+        given = [_once(v.cpu()).expand(size, -1).reshape(size, *s) for v, s in pairs]
+        variables, status = self._usable(given, size)
         report(status, torch.full((size,), torch.nan), on_failure, "convex layer")
         fill = torch.nan if on_failure == "nan" else 0.0
         shaped = tuple(
@@ -54,6 +56,22 @@ class Conic:
         unknown = torch.full(status.shape, torch.nan, device=device, dtype=torch.float64)
         residuals = Residuals(unknown, unknown, unknown)
         return ConvexSolution(shaped, status, torch.zeros_like(status), residuals)
+
+    def _usable(self, given: list[Tensor], size: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The same as `_solved`, of batches in which some data are not finite."""
+        valid = torch.stack([_valid(v) for v in self._canonical(given)]).all(0)
+        if valid.all():
+            return self._solved(given, size)
+        good = valid.nonzero().flatten()
+        found, own = self._solved([v[good] for v in given], len(good))
+        status = torch.full((size,), int(Status.INVALID_INPUT)).index_copy(0, good, own)
+        return tuple(v.new_zeros(size, *v.shape[1:]).index_copy(0, good, v) for v in found), status
+
+    def _canonical(self, given: list[Tensor]) -> list[Tensor]:
+        """What the solver is given: of a geometric program logarithms, NaN of what is negative."""
+        logs = self.layer.ctx.gp_log_mask if self.layer.ctx.gp else None
+        pairs = zip(given, logs or [False] * len(given), strict=True)
+        return [v.detach().log() if log else v.detach() for v, log in pairs]
 
     def _solved(self, given: list[Tensor], size: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """The variables of all samples, `(size, *shape)`, and who failed."""
@@ -86,6 +104,15 @@ def _status(failure: Exception) -> int:
     if "infeasible" in said:
         return Status.PRIMAL_INFEASIBLE
     return Status.NUMERICAL_FAILURE
+
+
+def _once(v: Tensor) -> Tensor:
+    """`v`, past which no second derivative goes: cvxpylayers leaves its part out silently."""
+    return applied(Solve, v, Identity(), False, 1)
+
+
+def _valid(v: Tensor) -> Tensor:
+    return v.isfinite().unsqueeze(-1).flatten(1).all(1)
 
 
 def _filled(v: Tensor, status: Tensor, fill: float) -> Tensor:

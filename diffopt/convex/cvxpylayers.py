@@ -12,8 +12,8 @@ from cvxpylayers.interfaces.base import SolverInterface
 from torch import Tensor
 
 from ..qp import InteriorPoint
-from ..qp.options import Options
 from ..solution import caution
+from .accept import check_options
 from .arguments import Arguments
 from .canonical import canonical_by_value, other_cones
 from .program import ConvexSolution, Program
@@ -27,13 +27,15 @@ class DiffoptSolver(SolverInterface):
     All samples are solved at once and to 1e-8 or better; one that fails has a status, and the
     others their answer, where cvxpylayers' own solvers raise for the whole batch. One object may
     serve any number of layers. `ConvexLayer` does the same without cvxpylayers' own overhead, and
-    gives the status of each sample, derivatives of higher order, and batches of any shape.
+    gives the status of each sample, derivatives of higher order, and batches of any shape. (With
+    any solver cvxpylayers leaves its part out of second derivatives, and does not say so.)
 
     Args:
         solver: the method and its settings; the `solver_args` of a call of the layer override
             them by name, and names that it does not have are named in a warning. (Those of the
             layer itself cvxpylayers keeps to its own solvers.)
-        options: further keyword arguments of `solve_qp` (on_failure, degenerate, ...).
+        options: further keyword arguments of `solve_qp`: degenerate, smoothing, proximal,
+            on_failure.
 
     Raises:
         ValueError: if there is no option of a name given; when a layer is made of a problem with
@@ -55,7 +57,8 @@ class DiffoptSolver(SolverInterface):
 
     def __init__(self, solver: InteriorPoint | None = None, **options: Any) -> None:
         self.solver = InteriorPoint() if solver is None else solver
-        self.options = check_options(options)
+        check_options(options)
+        self.options = options
         self.last: ConvexSolution | None = None
         self._programs: WeakKeyDictionary[Any, Program] = WeakKeyDictionary()
 
@@ -101,15 +104,6 @@ class DiffoptSolver(SolverInterface):
             outputs, leaves, (dprimal, ddual), retain_graph=True, materialize_grads=True
         )
         return (grads[0] if quadratic else None), grads[1], grads[2]
-
-
-def check_options(options: dict[str, Any]) -> dict[str, Any]:
-    """`options`, if they are options of `solve_qp`."""
-    names = {f.name for f in fields(Options)} - {"solver"}
-    for name in options:
-        if name not in names:
-            raise ValueError(f"{name!r} is no option of a QP: expected one of {sorted(names)}")
-    return options
 
 
 def _overridden(solver: InteriorPoint, settings: Mapping[str, Any]) -> InteriorPoint:

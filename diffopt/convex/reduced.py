@@ -33,10 +33,15 @@ Values = Sequence[Tensor]
 
 
 class Substitution(NamedTuple):
-    """x_J = T x_K + t, `(B|1, J, K)` and `(B|1, J)`."""
+    """x_J = T x_K + t, `(B|1, J, K)` and `(B|1, J)`.
+
+    An unknown at an infinite limit has T = t = 0, and the sign of the limit in `far`, `(B|1, J')`
+    for the J' unknowns of the first level: in rows without it 0 times infinity would be NaN.
+    """
 
     T: Tensor
     t: Tensor
+    far: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Reduced:
         counts: of the rows that stay: equalities, inequalities, other sides, upper and lower
             bounds, in which order `rhs`, and `through`, their coefficients of x_J, have them.
         paired: which inequality each other side belongs to.
+        capped: which unknowns of the first level sit at their limit, which may be infinite; empty
+            if none do.
         doubtful: equalities, inequalities and other sides of which rounding may be all that is
             left.
         idle: parameters that are in none of the blocks.
@@ -82,6 +89,7 @@ class Reduced:
     through: Block
     rhs: Block
     paired: Tensor
+    capped: Tensor
     doubtful: Tensor
     ub: Limits
     lb: Limits
@@ -118,6 +126,7 @@ class Reduced:
             block(A, rows, J),
             block(program.b, rows, zero),
             torch.from_numpy(np.flatnonzero(plan.lower >= 0)),
+            _capped(program, plan),
             doubtful(A, plan.levels, K, np.concatenate(groups[:3])),
             Limits.of(plan.ub, K),
             Limits.of(plan.lb, K),
@@ -130,6 +139,7 @@ class Reduced:
     def substitution(self, values: Values) -> Substitution | None:
         """The removed unknowns by those kept, for these parameters; None if there are none."""
         found: Substitution | None = None
+        far: Tensor | None = None
         for links in self.levels:
             rows = len(links.pivots)
             T = -_value(links.kept, values, rows, self.K, links.pivots)
@@ -138,8 +148,11 @@ class Reduced:
                 M = links.earlier(values)
                 run = slice(links.first, links.first + M.shape[-1])
                 T, t = T - M @ found.T[:, run], t - times(M, found.t[:, run])
+            if found is None and len(self.capped):
+                far = torch.where(self.capped & t.isinf(), t.detach().sign(), 0.0)
+                t = t.masked_fill(far != 0, 0.0)
             found = Substitution(T, t) if found is None else _behind(found, T, t)
-        return found
+        return None if found is None else found._replace(far=far)
 
     def problem(self, values: Values, found: Substitution | None) -> dict[str, Any]:
         """The arguments of `solve_qp`, one batch dimension each."""
@@ -152,7 +165,7 @@ class Reduced:
         p = self._vector(self.q_K, values, self.K)
         if found is None:
             return {"Q": Q, "p": p}
-        T, t = found
+        T, t = found.T, found.t
         inner = None if self.q_J is None else self._vector(self.q_J, values, self.J)
         if self.P_JJ is not None:
             Q = _plus(Q, T.mT @ self.weighted(values, T))
@@ -186,6 +199,7 @@ class Reduced:
             if nil is not None:
                 A, G = cleared(A, nil[:, :e, :-1]), cleared(G, nil[:, e : e + m, :-1])
                 limit = cleared(limit, nil[..., -1])
+            limit = limit if found.far is None else _far(limit, M, found.far)
         b, h, other, upper, lower = limit.split(self.counts, -1)
         return {
             "A": A if e else None,
@@ -204,8 +218,14 @@ class Reduced:
         k, rows = self.doubtful, limit.shape[-1]
         size = samples(A, G)
         own = torch.cat([v.expand(size, -1, -1) for v in (A, G, -G[:, self.paired])], 1)
-        nil = vanishing(own[:, k], limit[:, k], M[:, k], *found)
+        nil = vanishing(own[:, k], limit[:, k], M[:, k], found.T, found.t)
         return nil.new_zeros(len(nil), rows, self.K + 1).index_copy(1, k, nil)
+
+
+def _far(limit: Tensor, M: Tensor, far: Tensor) -> Tensor:
+    """`limit`, infinite in rows that hold an unknown at an infinite limit."""
+    pull = times(M[..., : far.shape[-1]].detach(), far)
+    return limit.masked_fill(pull < 0, torch.inf).masked_fill(pull > 0, -torch.inf)
 
 
 def removed(plan: Plan) -> Array:
@@ -218,6 +238,13 @@ def remaining(plan: Plan) -> Array:
     bounds = [b.row for b in (*plan.ub, *plan.lb)]
     other = plan.lower[plan.lower >= 0]
     return np.concatenate([plan.equalities, plan.upper, other, np.array(bounds, int)])
+
+
+def _capped(program: Canonical, plan: Plan) -> Tensor:
+    """Which unknowns of the first level an inequality defines: they sit at their limit."""
+    rows = plan.levels[0].rows if plan.levels else np.zeros(0, int)
+    capped = rows >= program.equalities
+    return torch.from_numpy(capped if capped.any() else capped[:0])
 
 
 def _column(diagonal: Entries) -> Entries:
@@ -263,7 +290,7 @@ def _plus(a: Tensor | None, b: Tensor) -> Tensor:
 def _behind(found: Substitution, *new: Tensor) -> Substitution:
     """The substitution with further unknowns behind."""
     out = []
-    for a, b in zip(found, new, strict=True):
+    for a, b in zip((found.T, found.t), new, strict=True):
         size = samples(a, b)
         out.append(torch.cat([v.expand(size, *v.shape[1:]) for v in (a, b)], 1))
     return Substitution(*out)

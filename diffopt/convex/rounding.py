@@ -51,7 +51,7 @@ def vanishing(own: Tensor, limit: Tensor, M: Tensor, T: Tensor, t: Tensor) -> Te
     W = _beside(T, -t, size)
     terms = _beside(own, limit, size)
     small = (terms + M @ W).abs() <= ROUNDING * (terms.abs() + M.abs() @ W.abs())
-    return small & small[..., :-1].all(-1, keepdim=True)
+    return small & small[..., :-1].all(-1, keepdim=True) & terms.isfinite()
 
 
 def cleared(v: Tensor, where: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..convex.accept import check_problem
+from ..convex.accept import check_options, check_problem
 from ..convex.arguments import Arguments
 from ..convex.canonical import canonical, other_cones
 from ..convex.conic import Conic
 from ..convex.program import ConvexSolution, Program
 from ..optional import package
 from ..qp import InteriorPoint, QPSolution
-from .qp import OPTIONS
+from ..solution import check_on_failure
 
 # of SCS, in diffcp. Clarabel there is faster, but reports no infeasible problem, and its gradients
 # are wrong for exponential cones (diffcp 1.1.9: by 1.8 for the entropy of three numbers).
@@ -43,8 +43,8 @@ class ConvexLayer(nn.Module):
         fallback: what cvxpylayers shall solve other cones with: its `solver` argument.
         fallback_args: settings of that solver, its `solver_args`. Where neither is given it is
             SCS through diffcp with ``eps=1e-9`` (cvxpylayers' own default is 1e-4).
-        options: further keyword arguments of `solve_qp` (order, degenerate, smoothing, proximal,
-            on_failure, ...). For other cones only on_failure.
+        options: further keyword arguments of `solve_qp`: order, degenerate, smoothing, proximal,
+            on_failure. For other cones only on_failure.
 
     Each parameter has the shape of its `cvxpy.Parameter` behind any batch dimensions of its own,
     which broadcast; one without them is shared by the batch and gets the summed gradient. Of a
@@ -95,9 +95,7 @@ class ConvexLayer(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        for name in options:
-            if name not in OPTIONS:
-                raise ValueError(f"{name!r} is no option of a layer: expected one of {OPTIONS}")
+        check_options(options)
         self.solver = InteriorPoint() if solver is None else solver
         self.options = options
         check_problem(problem, parameters, variables, gp)
@@ -123,12 +121,20 @@ class ConvexLayer(nn.Module):
         arguments = Arguments.of(parameters, self.names, self.shapes)
         if isinstance(self.program, Conic):
             return self.program.solve(arguments, self.options.get("on_failure", "warn"))
-        warm: QPSolution | None = None if warm_start is None else warm_start.qp
-        return self.program.solve(arguments, self.solver, warm, self.options)
+        return self.program.solve(arguments, self.solver, _started(warm_start), self.options)
 
     def extra_repr(self) -> str:
         """What is solved, and by what."""
         return f"{', '.join(self.names)} -> {self.program!r}"
+
+
+def _started(warm_start: ConvexSolution | None) -> QPSolution | None:
+    if warm_start is not None and not isinstance(warm_start, ConvexSolution):
+        raise ValueError(
+            f"warm_start is a {type(warm_start).__name__}: expected the ConvexSolution that an "
+            "earlier layer.solve(...) returned"
+        )
+    return None if warm_start is None else warm_start.qp
 
 
 def _program(
@@ -149,11 +155,12 @@ def _program(
     other = other_cones(ctx.cone_dims)
     if not other and not gp:
         return Program(canonical(ctx))
+    what = "is a geometric program" if gp else f"has {' and '.join(other)} cones"
     if fallback is None and not gp and not problem.is_dpp():
         raise ValueError(
-            f"problem has {' and '.join(other)} cones, for which cvxpylayers' default solver takes "
-            "no quad_form with a parameter as its matrix: write sum_squares(L @ x) with a "
-            "parameter L of which the matrix is L'L"
+            f"problem {what}, for which cvxpylayers' default solver takes no quad_form with a "
+            "parameter as its matrix: write sum_squares(L @ x) with a parameter L of which the "
+            "matrix is L'L"
         )
     if fallback is None and fallback_args is None:
         fallback_args = ACCURATE
@@ -161,9 +168,7 @@ def _program(
         problem, *lists, solver=fallback, gp=gp, solver_args=fallback_args
     )
     logger.warning(
-        "ConvexLayer: the problem has %s cones and is left to cvxpylayers (%s)",
-        " and ".join(other) or "no other",
-        fallback or "diffcp",
+        "ConvexLayer: the problem %s and is left to cvxpylayers (%s)", what, fallback or "diffcp"
     )
     failures = (
         package("diffcp", extra="cvxpy").SolverError,
@@ -173,6 +178,7 @@ def _program(
 
 
 def _check_conic_options(options: dict[str, Any]) -> None:
+    check_on_failure(options.get("on_failure", "warn"))
     unfit = sorted(set(options) - {"on_failure"})
     if unfit:
         raise ValueError(

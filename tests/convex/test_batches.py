@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import grad, jacrev, vmap
 
-from diffopt import ConvergenceError, ConvergenceWarning, ConvexLayer
+from diffopt import ConvergenceError, ConvergenceWarning, ConvexLayer, Status
 
 from .cases import CASES
 
@@ -116,6 +116,20 @@ def test_neighbours_of_a_bad_sample_are_bit_identical():
         assert mixed[:2].equal(good[:2])
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_neighbours_of_a_sample_without_numbers_are_solved_with_other_cones_too(bad):
+    """Of a NaN diffcp said "ScsWork allocation error!", for the whole batch."""
+    layer = ConvexLayer(CURVED, [y, low], [z], on_failure="ignore")
+    points = POINTS.clone().requires_grad_()
+    sol = layer.solve(points, torch.tensor([bad, 0.5, -9.0]).double())
+    assert sol.status.tolist() == [Status.INVALID_INPUT, 0, 0]
+    expected = torch.tensor([[0.0, 0.0], [0.25, 0.25], [-1.0, 0.0]]).double()
+    torch.testing.assert_close(sol.values[0], expected, rtol=0, atol=1e-7)
+    (pull,) = torch.autograd.grad(sol.values[0][:, 0].sum(), points)
+    expected = torch.tensor([[0.0, 0.0], [0.5, -0.5], [1.0, 0.0]]).double()
+    torch.testing.assert_close(pull, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("problem", [BOUNDED, CURVED], ids=["quadratic program", "other cones"])
 def test_where_all_samples_fail_the_gradient_is_zero(problem):
     layer = ConvexLayer(problem, [y, low], [z], on_failure="ignore")
@@ -168,9 +182,11 @@ def test_derivatives_of_second_order(name):
     assert torch.autograd.gradgradcheck(layer, leaves, atol=1e-5, rtol=1e-5)
 
 
-def test_one_order_too_many_raises(generator):
+@pytest.mark.parametrize("kind", LAYERS)
+def test_one_order_too_many_raises(kind, generator):
     leaves = [v.requires_grad_() for v in draw([(2,), (2,), ()], generator)]
-    (slope,) = torch.autograd.grad(QP(*leaves)[0].sum(), leaves[1], create_graph=True)
+    layer, _ = LAYERS[kind]
+    (slope,) = torch.autograd.grad(layer(*leaves)[0].sum(), leaves[1], create_graph=True)
     with pytest.raises(RuntimeError, match="order"):
         slope.sum().backward()
 

@@ -6,7 +6,7 @@ import cvxpy as cp
 import pytest
 import torch
 
-from diffopt import ConvexLayer
+from diffopt import ConvergenceWarning, ConvexLayer
 
 x, p, r = cp.Variable(3), cp.Parameter(3), cp.Parameter(nonneg=True)
 POINTS = torch.tensor([[3.0, 0.0, 4.0], [0.3, 0.4, 0.0]]).double()
@@ -54,6 +54,8 @@ def test_a_geometric_program():
         torch.testing.assert_close(side, area.detach().sqrt(), rtol=0, atol=1e-6)
     (slope,) = torch.autograd.grad((found[0] + found[1]).sum(), area)
     torch.testing.assert_close(slope, area.detach().rsqrt(), rtol=0, atol=1e-4)
+    with pytest.warns(ConvergenceWarning, match="sample 1: INVALID_INPUT"):
+        assert sides(torch.tensor([4.0, -9.0]).double())[0][0].item() == pytest.approx(2, abs=1e-6)
 
 
 def test_the_log_says_who_solves_it(caplog):
@@ -85,3 +87,5 @@ def test_what_the_default_solver_does_not_take_is_refused():
         layer(cp.Minimize(cp.quad_form(x, P) + p @ x), [cp.norm2(x) <= 1], [P, p])
     with pytest.raises(ValueError, match="order, smoothing: options of quadratic programs"):
         layer(cp.Minimize(cp.norm2(x - p)), [], [p], order=2, smoothing=1e-6)
+    with pytest.raises(ValueError, match="on_failure='quiet' is not one of"):
+        layer(cp.Minimize(cp.norm2(x - p)), [], [p], on_failure="quiet")

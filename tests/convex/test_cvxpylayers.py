@@ -66,7 +66,7 @@ def test_options_and_settings():
     torch.testing.assert_close(more, NEAREST)
     with pytest.warns(ConvergenceWarning, match="solver_args has tol, which"):
         layer()(POINTS, torch.tensor(5.0).double(), solver_args={"tol": 1e-3})
-    with pytest.raises(ValueError, match="'maxiter' is no option of a QP"):
+    with pytest.raises(ValueError, match="'maxiter' is no option of a layer"):
         DiffoptSolver(maxiter=3)
 
 

@@ -65,6 +65,45 @@ def test_an_unknown_at_its_limit_that_is_asked_for_stays():
     assert sizes(SQUARES, rows, [x, t])[0] == 8
 
 
+TOPS = {  # name: constraints that are limits of x by CVXPY's own unknowns
+    "absolute value": lambda: [cp.abs(x) <= p],
+    "absolute value, turned": lambda: [-cp.abs(x) / 2 >= -p / 2],
+    "maximum": lambda: [cp.maximum(x, -x) <= p],
+    "infinity norm": lambda: [cp.norm_inf(x[k]) <= p[k] for k in range(n)],
+    "beside rows that need it not": lambda: [cp.abs(x) <= p, cp.sum(x) <= 10, x[0] >= -5],
+}
+
+
+@pytest.mark.parametrize("name", TOPS)
+def test_an_infinite_limit_is_none(name):
+    """It was NaN once, 0 times infinity in the rows of others. Here x is q, cut off at p."""
+    q = cp.Parameter(n)
+    layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(x - q)), TOPS[name]()), [q, p], [x])
+    given = torch.tensor([1.0, -2.0, 3.0, 0.5]).double().requires_grad_()
+    tops = torch.tensor([[0.5, torch.inf, 2.0, 1.0], [torch.inf] * 4, [1.0] * 4]).double()
+    tops.requires_grad_()
+    sol = layer.solve(given, tops)
+    truth = given.clamp(-tops, tops)
+    assert not sol.status.any()
+    torch.testing.assert_close(sol.values[0], truth, rtol=0, atol=1e-9)
+    weight = torch.linspace(1, 2, 12).double().view(3, n)
+    ours = torch.autograd.grad((weight * sol.values[0]).sin()[:2].sum(), [given, tops])
+    right = torch.autograd.grad((weight * truth).sin()[:2].sum(), [given, tops])
+    for a, b in zip(ours, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
+
+
+def test_a_constant_limit_may_be_infinite_and_one_without_any_point_is_found_out():
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.abs(x) <= [1, np.inf, 2, 3]])
+    (found,) = ConvexLayer(problem, [p], [x])(torch.full((4,), 5.0))
+    torch.testing.assert_close(found, torch.tensor([1.0, 5, 2, 3]))
+    q = cp.Parameter(n)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), [cp.abs(x) <= q])
+    layer = ConvexLayer(problem, [p, q], [x], on_failure="ignore")
+    status = layer.solve(torch.zeros(n), torch.tensor([[1.0] * n, [-torch.inf] * n])).status
+    assert status[0] == 0 and status[1] > 1
+
+
 REPEATS = {  # name: rows that say the same twice, in numbers that do not cancel exactly
     "a multiple": lambda z, r: [z[0] / 3 + z[1] / 7 == r, z[0] + 3 * z[1] / 7 == 3 * r],
     "a sum": lambda z, r: [
@@ -97,6 +136,15 @@ def test_what_is_left_of_a_repeated_row_is_no_row(name):
     (ours,) = torch.autograd.grad(found.sin().sum(), side)
     (right,) = torch.autograd.grad(truth.sin().sum(), side)
     torch.testing.assert_close(ours, right, rtol=1e-8, atol=1e-8)
+
+
+def test_a_repeated_row_may_have_an_infinite_limit():
+    z, q, h = cp.Variable(2), cp.Parameter(2), cp.Parameter()
+    rows = [z[0] / 3 + z[1] / 7 == 1, z[0] + 3 * z[1] / 7 <= h]
+    layer = ConvexLayer(cp.Problem(cp.Minimize(cp.sum_squares(z - q)), rows), [q, h], [z])
+    both = layer(torch.tensor([3.0, 0.0]).double(), torch.tensor([3.5, torch.inf]).double())[0]
+    truth = torch.tensor([3.0, 0.0]).double().expand(2, 2)
+    torch.testing.assert_close(both, truth, rtol=0, atol=1e-9)
 
 
 def test_a_row_that_contradicts_another_is_no_rounding():

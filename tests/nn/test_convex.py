@@ -124,6 +124,7 @@ def minimise(objective, constraints=(), parameters=(y,), variables=(x,), **optio
 
 a, b = cp.Parameter(name="a", nonneg=True), cp.Parameter(name="b", nonneg=True)
 whole, stray = cp.Variable(3, integer=True), cp.Variable(2, name="stray")
+diagonal = cp.Variable((2, 2), diag=True, name="D")
 SQUARES = cp.sum_squares(x - y)
 PROBLEMS = {  # name: (how to make it, the message)
     "no problem": (lambda: ConvexLayer(SQUARES, [y], [x]), "problem is a .*: expected a cvxpy.Pr"),
@@ -134,6 +135,10 @@ PROBLEMS = {  # name: (how to make it, the message)
     "a constraint is not convex": (
         lambda: minimise(SQUARES, [x >= 0, cp.sum_squares(x) >= 1]),
         r"not convex: constraint 1 \(.*\) does not follow",
+    ),
+    "a parameter of unknown sign": (
+        lambda: minimise(SQUARES + top * cp.norm1(x), [], [y, top]),
+        "objective does not follow .* A parameter counts as of no sign, .* unless declared nonneg",
     ),
     "two parameters multiplied": (
         lambda: minimise(SQUARES, [x <= a * b], [y, a, b]),
@@ -159,6 +164,14 @@ PROBLEMS = {  # name: (how to make it, the message)
     "variable of another": (
         lambda: minimise(SQUARES, [], [y], [x, stray]),
         "variables has stray, which is neither a variable of the problem nor",
+    ),
+    "a diagonal variable": (
+        lambda: minimise(cp.sum_squares(diagonal - 1) + SQUARES, (), [y], [x, diagonal]),
+        r"variable D is declared diag, .*: ask for a vector v of its entries",
+    ),
+    "shifted rows": (
+        lambda: minimise(SQUARES, infeasible="closest"),
+        "'infeasible' is no option of a layer: .* add a variable s >= 0",
     ),
     "an unknown option": (lambda: minimise(SQUARES, maxiter=5), "'maxiter' is no option of a laye"),
     "no geometric program": (lambda: minimise(SQUARES, gp=True), "problem is no geometric program"),
@@ -197,3 +210,9 @@ def test_a_wrong_call_says_what_is_wrong(name):
     given, message = CALLS[name]
     with pytest.raises(ValueError, match=message):
         simplex()(*given)
+
+
+def test_a_warm_start_of_another_kind_is_refused():
+    layer = simplex()
+    with pytest.raises(ValueError, match="warm_start is a QPSolution: expected the ConvexSol"):
+        layer.solve(POINTS, 0.8, warm_start=layer.solve(POINTS, 0.8).qp)
