@@ -70,7 +70,8 @@ def argmin(
             as in `solve_qp`.
         on_failure: for a sample that was not solved, or has no derivative: "warn" (best iterate,
             zero gradient, one warning that names the samples), "raise", "nan" (NaN in the value,
-            and in the gradient if the value was used), "ignore". Other samples never notice.
+            and in the gradient if the value was used), "ignore". Other samples never notice, but
+            a parameter that all share has a gradient of NaN if it has one of NaN in any sample.
 
     Returns:
         `ArgminSolution`. A status PRIMAL_INFEASIBLE means that the violation of the constraints

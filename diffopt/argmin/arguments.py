@@ -137,32 +137,39 @@ def _check_start(z0: Tensor) -> None:
 
 
 def _check_gradient(problem: Problem, z: Tensor) -> None:
-    """That the objective has a gradient, and that no sample sees another's z."""
+    """That every function has a gradient, and that no sample sees another's z."""
     if torch._C._are_functorch_transforms_active() or torch.is_inference_mode_enabled():
         return  # where a graph cannot be looked at
     if not len(z):
         return
     with torch.enable_grad():
         leaf = z.clone().requires_grad_()
-        f = problem.objective(leaf)
-        if not f.requires_grad:
-            raise ValueError(
-                "objective(z) has no gradient in z: compute it with differentiable operations of "
-                "torch (for a feasibility problem return 0 * z.sum(-1))"
-            )
-        first = f[0]
-        if len(z) == 1:
-            return
-        for c in (problem.equality(leaf), problem.inequality(leaf)):
-            # Weights of no meaning, so that nothing cancels.
-            weight = torch.arange(1, c.shape[-1] + 1, dtype=c.dtype, device=c.device).sqrt()
-            first = first + (weight * c[0]).sum()
+        first = _with_gradient("objective", problem.objective(leaf))[0]
+        for name, c in (
+            ("equality", problem.equality(leaf)),
+            ("inequality", problem.inequality(leaf)),
+        ):
+            if c.shape[-1]:
+                # Weights of no meaning, so that nothing cancels.
+                weight = torch.arange(1, c.shape[-1] + 1, dtype=c.dtype, device=c.device).sqrt()
+                first = first + (weight * _with_gradient(name, c)[0]).sum()
         (slope,) = torch.autograd.grad(first, leaf)
     if bool((slope[1:].nan_to_num(0.0) != 0).any()):
         raise ValueError(
             "sample 0 of objective, inequality or equality depends on the z of other samples: each "
             "must be a function of its own z only (check sums and means over the batch)"
         )
+
+
+def _with_gradient(name: str, value: Tensor) -> Tensor:
+    """`value`, if it is in a graph. A constant would be taken for a limit that no z can move."""
+    if value.requires_grad:
+        return value
+    hint = " (for a feasibility problem return 0 * z.sum(-1))" if name == "objective" else ""
+    raise ValueError(
+        f"{name}(z) has no gradient in z: compute it with differentiable operations of torch, "
+        f"without no_grad or detach{hint}"
+    )
 
 
 def _kind(value: object) -> str:

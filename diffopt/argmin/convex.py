@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 GAMMAS = (1.0, 10.0, 1e2, 1e3, 1e4)  # tried in turn, in units of |H| / |row|^2
-LEAST = 1e-12  # eigenvalue that counts as positive, in units of |H|
+LEAST = 1e-12  # eigenvalue that counts as positive, where the diagonal of H is scaled to one
 FLOOR = 1e-8  # least eigenvalue where H has to be changed
 NONE = 1e-10  # eigenvalue that counts as zero for a derivative, in units of |g| / (1 + |z|)
 FLAT, LIFTED = 1e-6, 1e-3  # LEAST and FLOOR of a step, in these units: its length is bounded
@@ -47,11 +47,11 @@ def convexify(H: Tensor, rows: Tensor, wanted: Tensor, unit: Tensor, step: bool 
     own = H.abs().amax((-2, -1))
     size = torch.maximum(own, unit)
     flat, floor = (FLAT * unit, LIFTED * unit) if step else (NONE * unit, FLOOR * unit)
-    eye = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
     length = rows.square().sum(-1)
     weight = torch.where(wanted & (length > 0), size.unsqueeze(-1) / length, 0.0)
     Q, gamma = H.clone(), torch.zeros_like(weight)
-    least = torch.maximum(LEAST * own, flat)[:, None, None] * eye
+    diagonal = H.diagonal(dim1=-2, dim2=-1).abs()
+    least = torch.diag_embed(torch.maximum(LEAST * diagonal, flat.unsqueeze(-1)))
     left = (~_definite(H - least)).nonzero().flatten()
     for factor in GAMMAS if rows.shape[1] else ():
         if not len(left):

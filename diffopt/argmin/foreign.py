@@ -26,6 +26,7 @@ Foreign = Callable[[Problem, Tensor], Any]
 BOUNDS = ("Nelder-Mead", "L-BFGS-B", "TNC", "SLSQP", "Powell", "trust-constr", "COBYLA", "COBYQA")
 CONSTRAINTS = ("SLSQP", "trust-constr", "COBYLA", "COBYQA")
 AT_ONCE = 256  # threads
+ALONE = ("COBYLA", "COBYQA")  # scipy has a lock (COBYLA: before 1.16), in which they would wait
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,10 @@ class ScipyMinimize:
     def __call__(self, problem: Problem, z0: Tensor) -> Tensor:
         """z, `(B, n)`."""
         minimize = package("scipy.optimize", extra="solvers").minimize
-        for present, able, what in (
-            (problem.bounded, BOUNDS, "bounds"),
-            (problem.m + problem.e > 0, CONSTRAINTS, "constraints"),
-        ):
-            if present and self.method not in able:
-                raise ValueError(
-                    f"ScipyMinimize(method={self.method!r}) cannot handle {what}: use one of {able}"
-                )
-        z = z0.clone()
-        for first in range(0, len(z), AT_ONCE):
-            samples = range(first, min(first + AT_ONCE, len(z)))
+        self._check_method(problem)
+        z, count = z0.clone(), 1 if self.method.upper() in ALONE else AT_ONCE
+        for first in range(0, len(z), count):
+            samples = range(first, min(first + count, len(z)))
             desk = _Desk(problem, z)  # which moves z
             threads = [
                 Thread(target=self._run, args=(minimize, desk, i), daemon=True) for i in samples
@@ -74,6 +68,16 @@ class ScipyMinimize:
                 warnings.simplefilter("ignore")
                 desk.serve(threads)
         return z
+
+    def _check_method(self, problem: Problem) -> None:
+        for present, able, what in (
+            (problem.bounded, BOUNDS, "bounds"),
+            (problem.m + problem.e > 0, CONSTRAINTS, "constraints"),
+        ):
+            if present and self.method.upper() not in map(str.upper, able):
+                raise ValueError(
+                    f"ScipyMinimize(method={self.method!r}) cannot handle {what}: use one of {able}"
+                )
 
     def _run(self, minimize: Any, desk: _Desk, i: int) -> None:
         """Solve sample i, and hand in what came out, or what went wrong."""
@@ -128,12 +132,13 @@ class _Desk:
                     self.z[i] = torch.as_tensor(z).to(self.z)
                 waiting -= done
             open_questions = [i for i, _, done in asked if not done]
-            if failure is not None:
-                answers: dict[int, _Numbers | None] = dict.fromkeys(open_questions)
-            else:
-                answers = self._answers(open_questions)
-            for i, answer in answers.items():
-                self.outbox[i].put(answer)
+            answers: dict[int, _Numbers | None] = dict.fromkeys(open_questions)
+            try:
+                if failure is None:
+                    answers = self._answers(open_questions)
+            finally:  # a thread that gets no answer would wait for ever
+                for i, answer in answers.items():
+                    self.outbox[i].put(answer)
         if failure is not None and not isinstance(failure, _Cancelled):
             raise failure
 

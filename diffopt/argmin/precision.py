@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+WRITING = ("__setitem__",) + tuple(
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+)
+
 
 class Doubled(TorchFunctionMode):
     """Inside, every function of torch gets and gives float64 in place of float32.
@@ -24,7 +28,26 @@ class Doubled(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        _check_target(func, args, kwargs or {})
         return _doubled(func(*_doubled(args), **_doubled(kwargs or {})))
+
+
+def _check_target(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """That nothing is written to a tensor in float32: it would go to a copy, and be lost."""
+    name = getattr(func, "__name__", "")
+    into = args[0] if args and _writes(name) else kwargs.get("out")
+    if isinstance(into, Tensor) and into.dtype == torch.float32:
+        raise ValueError(
+            f"a function given to argmin writes to a float32 tensor in place ({name}): make a new "
+            "tensor of the result, or give z0 and the data in float64"
+        )
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of that name changes its first argument: add_, __iadd__, __setitem__."""
+    if name.startswith("__"):
+        return name in WRITING
+    return name.endswith("_") and name != "requires_grad_"
 
 
 def _doubled(value: Any) -> Any:

@@ -84,7 +84,8 @@ def settled(problem: Problem, found: Candidate, tol: float, degenerate: Degenera
         qp, convex = _model(problem, z, y, at, strict, fit)
         point = _solved(qp, error, degenerate)
         done = fit & succeeded(point.status)
-        own, strict = _multipliers(problem, point), _strict(problem, point)
+        strict = _strict(problem, point)
+        own = _corrected(problem, z, at, point, torch.where(strict, convex.gamma, 0.0))
         lent = ((convex.gamma > 0) & ~strict).any(-1) & fit  # to rows that are not equalities
         trial = _moved(problem, z, point)
         there = problem.slopes(trial)
@@ -179,6 +180,15 @@ def _solved(qp: QP, error: Tensor, degenerate: Degenerate) -> Point:
 def _multipliers(problem: Problem, point: Point) -> Multipliers:
     lam, mu = point.y[:, : problem.m], point.y[:, problem.m :]
     return Multipliers(point.nu, lam, mu if problem.bounded else torch.zeros_like(point.z))
+
+
+def _corrected(problem: Problem, z: Tensor, at: Slopes, point: Point, gamma: Tensor) -> Multipliers:
+    """The multipliers at z + d: those of the QP and diag(gamma) J d, which it has in its Q."""
+    d, y, more = point.z - origin(z), _multipliers(problem, point), split(problem, gamma)
+    lam = (y.lam + more.lam * times(at.G, d)).clamp(min=0)
+    mu = y.mu + more.mu * d
+    mu = torch.where(y.mu * mu > 0, mu, 0.0)
+    return Multipliers(y.nu + more.nu * times(at.A, d), lam, mu)
 
 
 def _strict(problem: Problem, point: Point) -> Tensor:

@@ -1,5 +1,8 @@
 """`argmin` where it is hard: failures, kinks, foreign solvers, wrong use."""
 
+import threading
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -125,7 +128,7 @@ def test_transforms_of_torch_func():
     torch.testing.assert_close(slope, (want * tangent).sum())
 
 
-@pytest.mark.parametrize("method", ["trust-constr", "SLSQP"])
+@pytest.mark.parametrize("method", ["trust-constr", "SLSQP", "slsqp"])
 def test_scipy_solves_the_samples_of_a_batch_together(method):
     case = CASES["all, softmax"]
     calls = []
@@ -136,6 +139,53 @@ def test_scipy_solves_the_samples_of_a_batch_together(method):
     )  # fmt: skip
     torch.testing.assert_close(sol.z, case.known(case.x), atol=1e-9, rtol=0)
     assert set(calls) == {3}
+
+
+@pytest.mark.parametrize("method", ["COBYQA", "cobyqa", "COBYLA"])
+def test_methods_with_a_lock_solve_one_sample_after_another(method):
+    sol = argmin(lambda z: torch.cosh(z - X[:, :1]).sum(-1), 0 * X[:, :1], lb=-0.5,
+                 solver=ScipyMinimize(method))  # fmt: skip
+    torch.testing.assert_close(sol.z, d([3.0], [-0.5]), atol=1e-9, rtol=0)
+
+
+def test_an_error_in_a_function_ends_the_threads_of_scipy():
+    before, calls = threading.active_count(), []
+
+    def f(z):
+        calls.append(z)
+        if len(calls) == 6:
+            raise KeyError("of the user")
+        return torch.cosh(z - X).sum(-1)
+
+    with pytest.raises(KeyError, match="of the user"):
+        argmin(f, 0 * X, solver=ScipyMinimize())
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+BADLY_SCALED = {  # (objective, start, solution)
+    "Brown": (
+        lambda z: (z[:, 0] - 1e6) ** 2 + (z[:, 1] - 2e-6) ** 2 + (z.prod(-1) - 2) ** 2,
+        d([1.0, 1.0]),
+        d([1e6, 2e-6]),
+    ),
+    "Powell": (
+        lambda z: (1e4 * z.prod(-1) - 1) ** 2 + ((-z).exp().sum(-1) - 1.0001) ** 2,
+        d([0.0, 1.0]),
+        d([1.09815933e-5, 9.10614674]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BADLY_SCALED)
+def test_badly_scaled_unknowns(name):
+    """More, Garbow & Hillstrom, "Testing Unconstrained Optimization Software" (1981), 3 and 4."""
+    f, z0, known = BADLY_SCALED[name]
+    sol = argmin(f, z0)
+    assert sol.status.tolist() == [Status.CONVERGED]
+    torch.testing.assert_close(sol.z, known, atol=0, rtol=1e-8)
 
 
 def test_a_users_solver_gets_the_problem_and_is_not_believed():
@@ -154,6 +204,22 @@ def test_a_users_solver_gets_the_problem_and_is_not_believed():
     (grad,) = torch.autograd.grad(sol.z[:, 0].sum(), x)
     torch.testing.assert_close(grad[0], sphere(x).z[0, 1].detach() * d(0.8, -0.6) / 5)
     assert (grad[1] == 0).all()
+
+
+def test_newton_steps_are_of_second_order_where_the_hessian_was_convexified():
+    """At a solution whose Hessian is indefinite, a point good to 1e-6 becomes one to rounding."""
+    x = d([0.5684, -1.0845, -1.3986])
+
+    def solve(z0, **options):
+        return argmin(
+            lambda z: torch.cosh(z - x).sum(-1), z0, inequality=lambda z: off_sphere(z, x),
+            equality=lambda z: z[:, :1] * z[:, 1:2] - 0.1, **options,
+        )  # fmt: skip
+
+    want = solve(d([0.5893, 0.1697, -0.7899]))
+    sol = solve(want.z + d(1e-6, -1e-6, 2e-6), solver=lambda problem, z0: z0)
+    assert sol.residuals.worst().item() <= 1e-13
+    torch.testing.assert_close(sol.z, want.z, atol=1e-12, rtol=0)
 
 
 def test_a_users_solver_may_return_multipliers():
@@ -190,10 +256,21 @@ def test_an_empty_batch():
 
 
 F = lambda z: z.square().sum(-1)  # noqa: E731
+NUMBERS = torch.zeros(2)
 WRONG = {
     "objective with a dimension too many": (dict(objective=lambda z: z), "objective.z. is a"),
     "objective summed over the batch": (dict(objective=lambda z: z.sum()), "one number a sample"),
     "objective without gradient": (dict(objective=lambda z: F(z.detach())), "no gradient in z"),
+    "constraint without gradient": (
+        dict(inequality=lambda z: 1 - z.detach()), "inequality.z. has no gradient in z",
+    ),
+    "float32 written in place": (
+        dict(objective=lambda z: F(z - NUMBERS.add_(1.0)), z0=X.float()), "in place .add_.",
+    ),
+    "float32 assigned to": (
+        dict(objective=lambda z: NUMBERS.__setitem__(0, 1.0) or F(z - NUMBERS), z0=X.float()),
+        "in place .__setitem__.",
+    ),
     "no function": (dict(objective=3), "objective is a int"),
     "constraint without rows": (dict(equality=F), r"c.unsqueeze\(-1\)"),
     "samples mixed": (dict(objective=lambda z: F(z - z.mean(0))), "depends on the z of other"),
