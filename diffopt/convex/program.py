@@ -82,7 +82,7 @@ class Program:
         """The variables for these parameters; see `ConvexLayer`."""
         values = arguments.values
         recovery = self._on(values[0].device)
-        found = recovery.reduced.substitution(values)
+        found = recovery.reduced.chain(values)
         data = recovery.reduced.problem(values, found)
         Q, p = data.pop("Q", None), data.pop("p")
         p = p.expand(arguments.batch.numel(), -1)

@@ -13,7 +13,8 @@ from .affine import Affine
 from .canonical import Canonical, Output
 from .entries import Array
 from .presolve import Plan
-from .reduced import Reduced, Substitution, Values, remaining, removed, times
+from .reduced import Reduced, remaining
+from .substitution import Substitution, Values, removed, times
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Recovery:
         if reduced.through is not None:
             pull = pull + _pulled(reduced.through, values, y)
         out: list[Tensor] = []
-        for links in reversed(reduced.levels):
+        for links in reversed(reduced.chain.levels):
             size = len(links.pivots)
             own = -pull[:, -size:]  # times the pivots
             pull = pull[:, :-size]

@@ -12,51 +12,20 @@ T and t are kept apart: T is often the same for all samples where t is not, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..optional import package
 from .affine import Affine, samples
 from .canonical import Canonical
 from .entries import Array, Entries
 from .limits import Limits, spread
-from .presolve import Level, Plan
+from .presolve import Plan
 from .rounding import cleared, doubtful, vanishing
-
-Block = Affine | None
-Values = Sequence[Tensor]
-
-
-class Substitution(NamedTuple):
-    """x_J = T x_K + t, `(B|1, J, K)` and `(B|1, J)`.
-
-    An unknown at an infinite limit has T = t = 0, and the sign of the limit in `far`, `(B|1, J')`
-    for the J' unknowns of the first level: in rows without it 0 times infinity would be NaN.
-    """
-
-    T: Tensor
-    t: Tensor
-    far: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Links:
-    """One level: its unknowns are  b - kept x_K - earlier x_J',  all divided by the pivots.
-
-    Attributes:
-        earlier: coefficients of those removed unknowns, from number `first` on, that come before.
-    """
-
-    kept: Block
-    earlier: Block
-    first: int
-    b: Block
-    pivots: Tensor
+from .substitution import Block, Chain, Substitution, Values, removed, times, value, vector
 
 
 @dataclass(frozen=True)
@@ -68,8 +37,6 @@ class Reduced:
         counts: of the rows that stay: equalities, inequalities, other sides, upper and lower
             bounds, in which order `rhs`, and `through`, their coefficients of x_J, have them.
         paired: which inequality each other side belongs to.
-        capped: which unknowns of the first level sit at their limit, which may be infinite; empty
-            if none do.
         doubtful: equalities, inequalities and other sides of which rounding may be all that is
             left.
         idle: parameters that are in none of the blocks.
@@ -89,11 +56,10 @@ class Reduced:
     through: Block
     rhs: Block
     paired: Tensor
-    capped: Tensor
     doubtful: Tensor
     ub: Limits
     lb: Limits
-    levels: tuple[Links, ...]
+    chain: Chain
     idle: tuple[int, ...] = ()
 
     @classmethod
@@ -126,33 +92,14 @@ class Reduced:
             block(A, rows, J),
             block(program.b, rows, zero),
             torch.from_numpy(np.flatnonzero(plan.lower >= 0)),
-            _capped(program, plan),
             doubtful(A, plan.levels, K, np.concatenate(groups[:3])),
             Limits.of(plan.ub, K),
             Limits.of(plan.lb, K),
-            tuple(_links(program, level, K, J) for level in plan.levels),
+            Chain.of(program, plan),
         )
         blocks = [value for value in vars(reduced).values() if isinstance(value, Affine)]
         used = {term.parameter for affine in blocks for term in affine.terms}
         return replace(reduced, idle=tuple(k for k in range(len(shapes)) if k not in used))
-
-    def substitution(self, values: Values) -> Substitution | None:
-        """The removed unknowns by those kept, for these parameters; None if there are none."""
-        found: Substitution | None = None
-        far: Tensor | None = None
-        for links in self.levels:
-            rows = len(links.pivots)
-            T = -_value(links.kept, values, rows, self.K, links.pivots)
-            t = self._vector(links.b, values, rows)
-            if found is not None and links.earlier is not None:
-                M = links.earlier(values)
-                run = slice(links.first, links.first + M.shape[-1])
-                T, t = T - M @ found.T[:, run], t - times(M, found.t[:, run])
-            if found is None and len(self.capped):
-                far = torch.where(self.capped & t.isinf(), t.detach().sign(), 0.0)
-                t = t.masked_fill(far != 0, 0.0)
-            found = Substitution(T, t) if found is None else _behind(found, T, t)
-        return None if found is None else found._replace(far=far)
 
     def problem(self, values: Values, found: Substitution | None) -> dict[str, Any]:
         """The arguments of `solve_qp`, one batch dimension each."""
@@ -162,11 +109,11 @@ class Reduced:
     def _objective(self, values: Values, found: Substitution | None) -> dict[str, Tensor | None]:
         """Q and p."""
         Q = None if self.P_KK is None else self.P_KK(values)
-        p = self._vector(self.q_K, values, self.K)
+        p = vector(self.q_K, values, self.K, self.ub.coefficients)
         if found is None:
             return {"Q": Q, "p": p}
         T, t = found.T, found.t
-        inner = None if self.q_J is None else self._vector(self.q_J, values, self.J)
+        inner = None if self.q_J is None else vector(self.q_J, values, self.J, T)
         if self.P_JJ is not None:
             Q = _plus(Q, T.mT @ self.weighted(values, T))
             inner = _plus(inner, self.weighted(values, t.unsqueeze(-1)).squeeze(-1))
@@ -182,15 +129,12 @@ class Reduced:
         P = self.P_JJ(values)
         return P * M if self.diagonal else P @ M
 
-    def _vector(self, block: Block, values: Values, size: int) -> Tensor:
-        return _value(block, values, size, 1, self.ub.coefficients).squeeze(-1)
-
     def _rows(self, values: Values, found: Substitution | None) -> dict[str, Tensor | None]:
         """G, h, h_lower, A, b, lb and ub."""
         e, m, *_ = self.counts
-        A = _value(self.A_K, values, e, self.K, self.ub.coefficients)
-        G = _value(self.G_K, values, m, self.K, self.ub.coefficients)
-        limit = self._vector(self.rhs, values, sum(self.counts))
+        A = value(self.A_K, values, e, self.K, self.ub.coefficients)
+        G = value(self.G_K, values, m, self.K, self.ub.coefficients)
+        limit = vector(self.rhs, values, sum(self.counts), self.ub.coefficients)
         if found is not None and self.through is not None:
             M = self.through(values)
             nil = self._vanishing(A, G, limit, M, found) if len(self.doubtful) else None
@@ -222,17 +166,6 @@ class Reduced:
         return nil.new_zeros(len(nil), rows, self.K + 1).index_copy(1, k, nil)
 
 
-def _far(limit: Tensor, M: Tensor, far: Tensor) -> Tensor:
-    """`limit`, infinite in rows that hold an unknown at an infinite limit."""
-    pull = times(M[..., : far.shape[-1]].detach(), far)
-    return limit.masked_fill(pull < 0, torch.inf).masked_fill(pull > 0, -torch.inf)
-
-
-def removed(plan: Plan) -> Array:
-    """The unknowns that leave, level by level."""
-    return np.concatenate([np.zeros(0, int), *(level.unknowns for level in plan.levels)])
-
-
 def remaining(plan: Plan) -> Array:
     """The rows that stay, kind by kind."""
     bounds = [b.row for b in (*plan.ub, *plan.lb)]
@@ -240,57 +173,15 @@ def remaining(plan: Plan) -> Array:
     return np.concatenate([plan.equalities, plan.upper, other, np.array(bounds, int)])
 
 
-def _capped(program: Canonical, plan: Plan) -> Tensor:
-    """Which unknowns of the first level an inequality defines: they sit at their limit."""
-    rows = plan.levels[0].rows if plan.levels else np.zeros(0, int)
-    capped = rows >= program.equalities
-    return torch.from_numpy(capped if capped.any() else capped[:0])
-
-
 def _column(diagonal: Entries) -> Entries:
     return Entries(diagonal.row, np.zeros_like(diagonal.row), diagonal.weights)
-
-
-def _links(program: Canonical, level: Level, K: Array, J: Array) -> Links:
-    """The definitions of one level, divided by their pivots."""
-    before = J[: int(np.flatnonzero(level.unknowns[0] == J)[0])]
-    earlier = program.A.within(level.rows, before)
-    first, stop = int(earlier.col.min(initial=len(J))), int(earlier.col.max(initial=-1)) + 1
-    earlier = Entries(earlier.row, earlier.col - first, earlier.weights)
-    kept, b = program.A.within(level.rows, K), program.b.within(level.rows, np.zeros(1, int))
-
-    def block(entries: Entries, cols: int) -> Block:
-        shape = len(level.rows), cols
-        return Affine.of(_divided(entries, level.pivots), shape, program.shapes)
-
-    pivots = torch.from_numpy(level.pivots.astype(float))
-    return Links(block(kept, len(K)), block(earlier, stop - first), first, block(b, 1), pivots)
-
-
-def _divided(entries: Entries, pivots: Array) -> Entries:
-    """Rows of A over their pivots."""
-    sparse = package("scipy.sparse", extra="cvxpy")
-    scale = sparse.diags_array(1 / pivots[entries.row])
-    return Entries(entries.row, entries.col, (scale @ entries.weights).tocsr())
-
-
-def _value(block: Block, values: Values, rows: int, cols: int, like: Tensor) -> Tensor:
-    return like.new_zeros(1, rows, cols) if block is None else block(values)
-
-
-def times(M: Tensor, v: Tensor) -> Tensor:
-    """M v, `(B|1, rows)`."""
-    return (M @ v.unsqueeze(-1)).squeeze(-1)
 
 
 def _plus(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a + b
 
 
-def _behind(found: Substitution, *new: Tensor) -> Substitution:
-    """The substitution with further unknowns behind."""
-    out = []
-    for a, b in zip((found.T, found.t), new, strict=True):
-        size = samples(a, b)
-        out.append(torch.cat([v.expand(size, *v.shape[1:]) for v in (a, b)], 1))
-    return Substitution(*out)
+def _far(limit: Tensor, M: Tensor, far: Tensor) -> Tensor:
+    """`limit`, infinite in rows that hold an unknown at an infinite limit."""
+    pull = times(M[..., : far.shape[-1]].detach(), far)
+    return limit.masked_fill(pull < 0, torch.inf).masked_fill(pull > 0, -torch.inf)

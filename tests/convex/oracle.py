@@ -52,7 +52,7 @@ def everything(problem, parameters, variables, values):
     recovery = Recovery.of(replace(program, outputs=both), plan, reduced)
     shapes = [tuple(p.shape) for p in parameters]
     given = Arguments.of(values, [p.name() for p in parameters], shapes)
-    found = reduced.substitution(given.values)
+    found = reduced.chain(given.values)
     data = reduced.problem(given.values, found)
     data["p"] = data["p"].expand(given.batch.numel(), -1)
     sol = solve_qp(data.pop("Q", None), data.pop("p"), **data, on_failure="raise")
