@@ -54,10 +54,10 @@ _MESSAGES = {
     Status.REDUCED_ACCURACY: "stalled above the tolerance, but close enough to it to be used",
     Status.ITERATION_LIMIT: "stopped before the tolerance was reached; raise max_steps, loosen "
     "the tolerance, or check that the problem is feasible and well scaled",
-    Status.PRIMAL_INFEASIBLE: "no point satisfies the constraints (a certificate was found); "
-    "relax them or add slack",
-    Status.DUAL_INFEASIBLE: "the objective is unbounded below (a certificate was found); add "
-    "bounds or a quadratic term",
+    Status.PRIMAL_INFEASIBLE: "no point satisfies the constraints (solve_qp has a proof in its "
+    "certificate; argmin found none nearby, and may from another z0); relax them or add slack",
+    Status.DUAL_INFEASIBLE: "the objective is unbounded below (solve_qp has a proof in its "
+    "certificate); add bounds or a quadratic term",
     Status.NUMERICAL_FAILURE: "a singular system or a non-finite value was met: check the data and "
     "the functions of them; the derivative may not exist here (of a QP whose solution is not "
     "unique: see proximal and smoothing), or the problem needs scaling or regularisation",

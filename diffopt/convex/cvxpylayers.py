@@ -8,9 +8,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from cvxpylayers.interfaces.base import SolverInterface
 from torch import Tensor
 
+from ..optional import package
 from ..qp import InteriorPoint
 from ..solution import caution
 from .accept import check_options
@@ -18,6 +18,7 @@ from .arguments import Arguments
 from .canonical import canonical_by_value, other_cones
 from .program import ConvexSolution, Program
 
+SolverInterface: Any = package("cvxpylayers.interfaces.base", extra="cvxpy").SolverInterface
 State = tuple[bool, tuple[Tensor, ...], tuple[Tensor, ...]] | None
 
 
