@@ -162,11 +162,12 @@ def _found(problem: Problem, z0: Tensor, y0: Multipliers, solver: SQP | Foreign)
     answer = solver(problem, z0)
     z, *given = answer if isinstance(answer, tuple) else (answer,)
     z = problem.clamp(_returned("z", z, z0))
-    y = list(multipliers_at(problem, z))
     if len(given) not in (0, 3):
         raise ValueError(
             f"solver returned a tuple of {len(given) + 1}: expected z, or (z, nu, lam, mu)"
         )
+    missing = not given or any(value is None for value in given)
+    y = list(multipliers_at(problem, z) if missing else problem.none(z))
     for i, (name, value) in enumerate(zip(("nu", "lam", "mu"), given, strict=False)):
         y[i] = y[i] if value is None else _returned(name, value, y[i])
     status = torch.full((len(z),), int(Status.ITERATION_LIMIT), device=z.device)

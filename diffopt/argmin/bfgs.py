@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..iterate import select
-from .problem import times
+from ..qp.problem import matvec
 
 DAMPING = 0.2
 
@@ -81,7 +81,7 @@ def _compact(S: Tensor, Y: Tensor) -> Tensor:
 
 def _damped(B: Tensor, s: Tensor, q: Tensor) -> Tensor:
     """theta q + (1 - theta) B s, with a curvature of `DAMPING` s'Bs at least."""
-    Bs = times(B, s)
+    Bs = matvec(B, s)
     most, have = (s * Bs).sum(-1), (s * q).sum(-1)
     theta = torch.where(have < DAMPING * most, (1 - DAMPING) * most / (most - have), 1.0)
     theta = theta.unsqueeze(-1)

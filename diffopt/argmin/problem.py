@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..qp import Residuals
+from ..qp.problem import largest, matvec
 
 Map = Callable[[Tensor], Tensor]
 
@@ -51,7 +52,7 @@ class Slopes(NamedTuple):
 
     def pull(self, y: Multipliers) -> Tensor:
         """A'nu + G'lam + mu, `(B, n)`."""
-        return times(self.A.mT, y.nu) + times(self.G.mT, y.lam) + y.mu
+        return matvec(self.A.mT, y.nu) + matvec(self.G.mT, y.lam) + y.mu
 
     def finite(self) -> Tensor:
         """Samples that are finite throughout, bool `(B,)`."""
@@ -138,7 +139,7 @@ class Problem:
         """
         over = torch.maximum(z - self.ub, self.lb - z).clamp(min=0)
         primal = largest(at.equality, at.inequality.clamp(min=0), over)
-        size = 1 + largest(times(at.A, z), times(at.G, z), z if self.bounded else z[:, :0])
+        size = 1 + largest(matvec(at.A, z), matvec(at.G, z), z if self.bounded else z[:, :0])
         limit = torch.where(y.mu > 0, self.ub, self.lb)
         absent = limit.isinf()
         stray = largest(y.lam.clamp(max=0), torch.where(absent, y.mu, 0.0))
@@ -155,14 +156,3 @@ class Problem:
         if self.m:
             parts.append(self.inequality(z))
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-
-
-def times(M: Tensor, x: Tensor) -> Tensor:
-    """M x for `(B, r, n)` and `(B, n)`."""
-    return (M @ x.unsqueeze(-1)).squeeze(-1)
-
-
-def largest(*vectors: Tensor) -> Tensor:
-    """The infinity norm of each sample over all vectors `(B, ...)`; 0 for empty ones."""
-    zero = vectors[0].new_zeros(len(vectors[0]), 1)
-    return torch.cat([*vectors, zero], -1).abs().amax(-1)

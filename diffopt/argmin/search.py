@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .problem import Problem, Slopes, largest
+from ..qp.problem import largest
+from .problem import Problem, Slopes
 from .subproblem import violation
 
 ARMIJO = 1e-4

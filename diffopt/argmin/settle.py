@@ -18,11 +18,11 @@ from ..qp import InteriorPoint, Residuals
 from ..qp.engines import find
 from ..qp.options import Degenerate
 from ..qp.point import Point, settle
-from ..qp.problem import QP
+from ..qp.problem import QP, matvec
 from ..solution import Status, proved, succeeded
 from .convex import Convex, convexify
-from .problem import Multipliers, Problem, Slopes, times
-from .sqp import curvature_unit, split, strict_rows
+from .problem import Multipliers, Problem, Slopes
+from .sqp import corrected, curvature_unit, split, strict_rows
 from .subproblem import origin
 
 POLISH = 4  # most Newton steps
@@ -85,7 +85,8 @@ def settled(problem: Problem, found: Candidate, tol: float, degenerate: Degenera
         point = _solved(qp, error, degenerate)
         done = fit & succeeded(point.status)
         strict = _strict(problem, point)
-        own = _corrected(problem, z, at, point, torch.where(strict, convex.gamma, 0.0))
+        gamma = split(problem, torch.where(strict, convex.gamma, 0.0))
+        own = corrected(_multipliers(problem, point), gamma, at, point.z - origin(z))
         lent = ((convex.gamma > 0) & ~strict).any(-1) & fit  # to rows that are not equalities
         trial = _moved(problem, z, point)
         there = problem.slopes(trial)
@@ -153,16 +154,16 @@ def _qp(problem: Problem, z: Tensor, at: Slopes, Q: Tensor, fit: Tensor) -> QP:
     row, block, a = fit.unsqueeze(-1), fit[:, None, None], origin(z.nan_to_num(0.0))
     eye = torch.eye(problem.n, dtype=z.dtype, device=z.device)
     lower = torch.full_like(at.inequality, -torch.inf)
-    upper = times(at.G, a) - at.inequality
+    upper = matvec(at.G, a) - at.inequality
     if problem.bounded:
         lower = torch.cat([lower, problem.lb.detach() - z + a], -1)
         upper = torch.cat([upper, problem.ub.detach() - z + a], -1)
     return QP(
         Q=torch.where(block, Q, eye),
-        p=torch.where(row, at.g - times(Q, a), 0.0),
+        p=torch.where(row, at.g - matvec(Q, a), 0.0),
         G=torch.where(block, at.G, 0.0),
         A=torch.where(block, at.A, 0.0),
-        b=torch.where(row, times(at.A, a) - at.equality, 0.0),
+        b=torch.where(row, matvec(at.A, a) - at.equality, 0.0),
         lower=torch.where(row, lower, -torch.inf),
         upper=torch.where(row, upper, torch.inf),
         bounded=problem.bounded,
@@ -180,15 +181,6 @@ def _solved(qp: QP, error: Tensor, degenerate: Degenerate) -> Point:
 def _multipliers(problem: Problem, point: Point) -> Multipliers:
     lam, mu = point.y[:, : problem.m], point.y[:, problem.m :]
     return Multipliers(point.nu, lam, mu if problem.bounded else torch.zeros_like(point.z))
-
-
-def _corrected(problem: Problem, z: Tensor, at: Slopes, point: Point, gamma: Tensor) -> Multipliers:
-    """The multipliers at z + d: those of the QP and diag(gamma) J d, which it has in its Q."""
-    d, y, more = point.z - origin(z), _multipliers(problem, point), split(problem, gamma)
-    lam = (y.lam + more.lam * times(at.G, d)).clamp(min=0)
-    mu = y.mu + more.mu * d
-    mu = torch.where(y.mu * mu > 0, mu, 0.0)
-    return Multipliers(y.nu + more.nu * times(at.A, d), lam, mu)
 
 
 def _strict(problem: Problem, point: Point) -> Tensor:

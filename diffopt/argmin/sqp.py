@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from ..iterate import Measure, iterate, select
+from ..qp.problem import largest, matvec
 from ..solution import Solution, Status, check_counts, check_positive
 from ..tree import put, take
 from .bfgs import Memory
 from .convex import convexify
-from .problem import Multipliers, Problem, Slopes, largest, times
+from .problem import Multipliers, Problem, Slopes
 from .search import Ahead, search
 from .subproblem import Direction, Model, direction, left_over, origin, violation
 
@@ -126,7 +127,8 @@ class SQP:
         memory, H = self._hessian(problem, x, look)
         some = look.running.nonzero().flatten()
         model, gamma = _modelled(problem, x, look, H, some)
-        way = _corrected(direction(model, problem.bounded, x.hard[some]), model, gamma)
+        way = direction(model, problem.bounded, x.hard[some])
+        way = way._replace(y=corrected(way.y, gamma, model, way.d))
         rho = _penalty(model, way)
         predicted = rho * (left_over(model, way.d) - violation(model.equality, model.inequality))
         slope = (model.g * way.d).sum(-1) + predicted
@@ -138,7 +140,7 @@ class SQP:
             place = torch.searchsorted(some, samples)
             part, d = take(model._replace(rho=rho), place), way.d[place]
             again = part._replace(
-                equality=equality - times(part.A, d), inequality=inequality - times(part.G, d)
+                equality=equality - matvec(part.A, d), inequality=inequality - matvec(part.G, d)
             )
             return direction(again, problem.bounded, torch.ones_like(place, dtype=torch.bool)).d
 
@@ -172,10 +174,10 @@ def _modelled(
     H = torch.where(H.isfinite().flatten(1).all(-1)[:, None, None], H, torch.eye(problem.n).to(H))
     rows, wanted = strict_rows(problem, at, y)
     Q, gamma, _ = convexify(H, rows, wanted, curvature_unit(at, z), step=True)
+    lb, ub = take((problem.lb.detach(), problem.ub.detach()), some)
     model = Model(
-        Q, at.g, at.A, at.equality, at.G, at.inequality, _own(problem.lb, some) - z,
-        _own(problem.ub, some) - z, origin(z), rho, most,
-    )  # fmt: skip
+        Q, at.g, at.A, at.equality, at.G, at.inequality, lb - z, ub - z, origin(z), rho, most
+    )
     return model, split(problem, gamma)
 
 
@@ -202,19 +204,12 @@ def split(problem: Problem, v: Tensor) -> Multipliers:
     return Multipliers(parts[0], parts[1], mu)
 
 
-def _own(v: Tensor, some: Tensor) -> Tensor:
-    """The bounds of the samples `some`."""
-    v = v.detach()
-    return v.expand(len(some), -1) if len(v) == 1 else v[some]
-
-
-def _corrected(way: Direction, model: Model, gamma: Multipliers) -> Direction:
-    """The multipliers with diag(gamma) J d, which the QP has in its Q; signs are kept."""
-    nu = way.y.nu + gamma.nu * times(model.A, way.d)
-    lam = (way.y.lam + gamma.lam * times(model.G, way.d)).clamp(min=0)
-    mu = way.y.mu + gamma.mu * way.d
-    mu = torch.where(way.y.mu * mu > 0, mu, 0.0)
-    return way._replace(y=Multipliers(nu, lam, mu))
+def corrected(y: Multipliers, gamma: Multipliers, at: Slopes | Model, d: Tensor) -> Multipliers:
+    """The multipliers y with diag(gamma) J d, which the QP has in its Q; signs are kept."""
+    lam = (y.lam + gamma.lam * matvec(at.G, d)).clamp(min=0)
+    mu = y.mu + gamma.mu * d
+    mu = torch.where(y.mu * mu > 0, mu, 0.0)
+    return Multipliers(y.nu + gamma.nu * matvec(at.A, d), lam, mu)
 
 
 def _penalty(model: Model, way: Direction) -> Tensor:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ..qp import InteriorPoint, QPSolution, solve_qp
+from ..qp.problem import largest, matvec
 from ..solution import succeeded
 from ..tree import put, take
-from .problem import Multipliers, largest, times
+from .problem import Multipliers
 
 # Where the rows contradict each other there is no need to prove it: the elastic QP follows.
 QUICK = InteriorPoint(max_steps=25, patience=5)
@@ -149,11 +150,11 @@ def _solved(model: Model, bounded: bool, solver: InteriorPoint) -> QPSolution:
     some, few, a = model.G.shape[1] > 0, model.A.shape[1] > 0, model.origin
     sol = solve_qp(
         model.Q,
-        model.g - times(model.Q, a),
+        model.g - matvec(model.Q, a),
         model.G if some else None,
-        times(model.G, a) - model.inequality if some else None,
+        matvec(model.G, a) - model.inequality if some else None,
         model.A if few else None,
-        times(model.A, a) - model.equality if few else None,
+        matvec(model.A, a) - model.equality if few else None,
         model.lower + a if bounded else None,
         model.upper + a if bounded else None,
         solver=solver,
@@ -184,4 +185,4 @@ def violation(equality: Tensor, inequality: Tensor) -> Tensor:
 
 def left_over(model: Model, d: Tensor) -> Tensor:
     """The violation of the linearised constraints after the step d, `(B,)`."""
-    return violation(model.equality + times(model.A, d), model.inequality + times(model.G, d))
+    return violation(model.equality + matvec(model.A, d), model.inequality + matvec(model.G, d))

@@ -83,7 +83,7 @@ def canonical(ctx: Any) -> Canonical:
     lift = _lift(ctx, sparse)
     P, q, A = (M @ lift for M in _maps(ctx, sparse))
     shapes = tuple(tuple(p.shape) for p in ctx.parameters)
-    return _program(ctx, P, q, A, shapes, tuple(_output(v) for v in ctx.var_recover))
+    return _program(ctx, P, q, A, shapes)
 
 
 def canonical_by_value(ctx: Any) -> Canonical:
@@ -125,9 +125,13 @@ def _program(
     q: Any,
     A: Any,
     shapes: tuple[tuple[int, ...], ...],
-    outputs: tuple[Output, ...],
+    outputs: tuple[Output, ...] = (),
 ) -> Canonical:
-    """The program whose entries are these maps of parameters of these shapes."""
+    """The program whose entries are these maps of parameters of these shapes.
+
+    Its outputs are the variables that the user asks for, unless others are given.
+    """
+    asked = tuple(_output(v) for v in ctx.var_recover)
     n = ctx.q.shape[0] - 1
     row, col, _ = _coordinates(ctx.reduced_P)
     quadratic = _entries(P, row, col)
@@ -144,10 +148,8 @@ def _program(
         matrix,
         _every_row(b, m),
         shapes,
-        outputs,
-        frozenset(
-            int(i) for v in ctx.var_recover if v.source == "primal" for i in _output(v).index
-        ),
+        outputs or asked,
+        frozenset(int(i) for o in asked if not o.dual for i in o.index),
     )
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..qp import QPSolution
+from ..qp.problem import matvec
 from .affine import Affine
 from .canonical import Canonical, Output
 from .entries import Array
 from .presolve import Plan
 from .reduced import Reduced, remaining
-from .substitution import Substitution, Values, removed, times
+from .substitution import Substitution, Values, removed
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Recovery:
         """The user's variables, `(B, *shape)` each."""
         x = y = sol.z
         if found is not None and (self.removed or self.duals):
-            x_J = times(found.T, sol.z) + found.t
+            x_J = matvec(found.T, sol.z) + found.t
             x = torch.cat([sol.z, x_J], -1)
         if self.duals:
             y = self._multipliers(values, x, sol)
@@ -116,7 +117,7 @@ class Recovery:
 
 def _pulled(block: Affine, values: Values, v: Tensor) -> Tensor:
     """M'v for the block M."""
-    return times(block(values).mT, v)
+    return matvec(block(values).mT, v)
 
 
 def _pick(output: Output, place: Array) -> Pick:

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..qp.problem import matvec
 from .affine import Affine, samples
 from .canonical import Canonical
 from .entries import Array, Entries
 from .limits import Limits, spread
 from .presolve import Plan
 from .rounding import cleared, doubtful, vanishing
-from .substitution import Block, Chain, Substitution, Values, removed, times, value, vector
+from .substitution import Block, Chain, Substitution, Values, removed, value, vector
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Reduced:
             Limits.of(plan.lb, K),
             Chain.of(program, plan),
         )
-        blocks = [value for value in vars(reduced).values() if isinstance(value, Affine)]
+        holders = (reduced, *reduced.chain.levels)
+        blocks = [v for h in holders for v in vars(h).values() if isinstance(v, Affine)]
         used = {term.parameter for affine in blocks for term in affine.terms}
         return replace(reduced, idle=tuple(k for k in range(len(shapes)) if k not in used))
 
@@ -120,8 +122,8 @@ class Reduced:
         if self.P_KJ is not None:
             M = self.P_KJ(values)
             cross = M @ T
-            Q, p = _plus(Q, cross + cross.mT), p + times(M, t)
-        return {"Q": Q, "p": p if inner is None else p + times(T.mT, inner)}
+            Q, p = _plus(Q, cross + cross.mT), p + matvec(M, t)
+        return {"Q": Q, "p": p if inner is None else p + matvec(T.mT, inner)}
 
     def weighted(self, values: Values, M: Tensor) -> Tensor:
         """P_JJ M."""
@@ -139,7 +141,7 @@ class Reduced:
             M = self.through(values)
             nil = self._vanishing(A, G, limit, M, found) if len(self.doubtful) else None
             A, G = A + M[:, :e] @ found.T, G + M[:, e : e + m] @ found.T
-            limit = limit - times(M, found.t)
+            limit = limit - matvec(M, found.t)
             if nil is not None:
                 A, G = cleared(A, nil[:, :e, :-1]), cleared(G, nil[:, e : e + m, :-1])
                 limit = cleared(limit, nil[..., -1])
@@ -183,5 +185,5 @@ def _plus(a: Tensor | None, b: Tensor) -> Tensor:
 
 def _far(limit: Tensor, M: Tensor, far: Tensor) -> Tensor:
     """`limit`, infinite in rows that hold an unknown at an infinite limit."""
-    pull = times(M[..., : far.shape[-1]].detach(), far)
+    pull = matvec(M[..., : far.shape[-1]].detach(), far)
     return limit.masked_fill(pull < 0, torch.inf).masked_fill(pull > 0, -torch.inf)

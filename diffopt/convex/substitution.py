@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..optional import package
+from ..qp.problem import matvec
 from .affine import Affine, samples
 from .canonical import Canonical
 from .entries import Array, Entries
@@ -78,7 +79,7 @@ class Chain:
             if found is not None and links.earlier is not None:
                 M = links.earlier(values)
                 run = slice(links.first, links.first + M.shape[-1])
-                T, t = T - M @ found.T[:, run], t - times(M, found.t[:, run])
+                T, t = T - M @ found.T[:, run], t - matvec(M, found.t[:, run])
             if found is None and len(self.capped):
                 far = torch.where(self.capped & t.isinf(), t.detach().sign(), 0.0)
                 t = t.masked_fill(far != 0, 0.0)
@@ -129,11 +130,6 @@ def value(block: Block, values: Values, rows: int, cols: int, like: Tensor) -> T
 def vector(block: Block, values: Values, rows: int, like: Tensor) -> Tensor:
     """The same of a block with one column, `(B|1, rows)`."""
     return value(block, values, rows, 1, like).squeeze(-1)
-
-
-def times(M: Tensor, v: Tensor) -> Tensor:
-    """M v, `(B|1, rows)`."""
-    return (M @ v.unsqueeze(-1)).squeeze(-1)
 
 
 def _behind(found: Substitution, *new: Tensor) -> Substitution:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..solution import Status, check_counts, check_positive
-from .problem import Array, Found, Matrix, SparseQP, sparse
+from .problem import Array, Found, Matrix, SparseQP, sparse, top
 
 SIGMA, RELAX = 1e-6, 1.6
 STIFF = 10.0  # rho of equations over that of inequalities
@@ -121,22 +121,22 @@ class _Splitting:
     def residuals(self, s: State) -> tuple[float, float, tuple[float, float]]:
         """(primal, dual, what each is relative to)."""
         Mx, Qx, Mty = self.M @ s.x, self.Q @ s.x, self.Mt @ s.y
-        scales = 1 + max(_top(Mx), _top(s.v)), 1 + max(_top(Qx), _top(Mty), _top(self.p))
-        return _top(Mx - s.v), _top(Qx + self.p + Mty), scales
+        scales = 1 + max(top(Mx), top(s.v)), 1 + max(top(Qx), top(Mty), top(self.p))
+        return top(Mx - s.v), top(Qx + self.p + Mty), scales
 
     def proof(self, d: State) -> Status | None:
         """What the change of the iterate proves, if anything (OSQP, sec. 3.4)."""
         limit = np.where(d.y > 0, self.upper, self.lower)
-        size = _top(d.y)
+        size = top(d.y)
         y = np.where(np.abs(d.y) <= PROOF * size, 0.0, d.y)
         paid = float(np.where(y == 0, 0.0, limit) @ y) if size > 0 else np.inf
-        if paid < -PROOF * size and _top(self.Mt @ y) <= PROOF * size:
+        if paid < -PROOF * size and top(self.Mt @ y) <= PROOF * size:
             return Status.PRIMAL_INFEASIBLE
-        size, Md = _top(d.x), self.M @ d.x
+        size, Md = top(d.x), self.M @ d.x
         blocked = np.where(np.isfinite(self.upper), Md, 0.0).clip(min=0)
         blocked = blocked + np.where(np.isfinite(self.lower), -Md, 0.0).clip(min=0)
         falls = float(self.p @ d.x) < -PROOF * size
-        if falls and max(_top(self.Q @ d.x), _top(blocked)) <= PROOF * size:
+        if falls and max(top(self.Q @ d.x), top(blocked)) <= PROOF * size:
             return Status.DUAL_INFEASIBLE
         return None
 
@@ -149,7 +149,7 @@ def conjugate_gradients(
     z = preconditioner * r
     d, rz = z, float(r @ z)
     for _ in range(CG_STEPS):
-        if _top(r) <= max(tolerance, 1e-12 * _top(rhs)):
+        if top(r) <= max(tolerance, 1e-12 * top(rhs)):
             break
         Ad = apply(d)
         a = rz / float(d @ Ad)
@@ -158,7 +158,3 @@ def conjugate_gradients(
         rz, old = float(r @ z), rz
         d = z + (rz / old) * d
     return x
-
-
-def _top(v: Array) -> float:
-    return float(np.abs(v).max()) if len(v) else 0.0

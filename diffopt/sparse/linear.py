@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..optional import package
-from .problem import Array, Matrix, sparse
+from .problem import Array, Matrix, sparse, top
 
 # delta, raised where rounding, of the size of 1e-16 / delta, beats it: where H is nearly zero.
 DELTAS = (1e-8, 1e-7, 1e-6)
@@ -54,14 +54,14 @@ class System:
     def solve(self, r: Array, terms: Array) -> tuple[Array, float]:
         """(x with K x = r, the residual relative to the terms that r adds up, equilibrated)."""
         r = self.unit * r
-        size = _norm(r)
+        size = top(r)
         if size == 0 or not np.isfinite(size):
             return np.zeros_like(r), 0.0 if size == 0 else float("nan")
         x, error = self._refined(r / size) if self.direct else self._iterated(r / size)
         if not self.direct and error > 1e-9 and self.cost <= DEAR:
             again, other = self._refined(r / size)
             x, error = (again, other) if other < error else (x, error)
-        return size * self.unit * x, error * min(1.0, size / _norm(self.unit * terms))
+        return size * self.unit * x, error * min(1.0, size / top(self.unit * terms))
 
     def null(self, w: Array) -> Array:
         """w `(r, k)` projected to the null space of C', nearly, in units of the user.
@@ -100,13 +100,13 @@ class System:
     def _refined(self, r: Array) -> tuple[Array, float]:
         x = self.factor.solve(r)
         rest = r - self.K @ x
-        error = _norm(rest)
+        error = top(rest)
         for _ in range(SWEEPS):
             if error <= EPS or not np.isfinite(error):
                 break
             new = x + self.factor.solve(rest)
             rest_new = r - self.K @ new
-            error_new = _norm(rest_new)
+            error_new = top(rest_new)
             if not error_new < error:
                 break
             slow = error_new > 0.5 * error
@@ -123,7 +123,7 @@ class System:
             step, _ = linalg.minres(self.K, rest, rtol=1e-12, maxiter=KRYLOV, M=M)
             new = x + step
             rest_new = r - self.K @ new
-            error_new = _norm(rest_new)
+            error_new = top(rest_new)
             if not error_new < 0.5 * error:
                 break
             x, rest, error = new, rest_new, error_new
@@ -202,7 +202,3 @@ def _equilibration(K: Matrix) -> Array:
         if np.abs(step - 1).max() < 0.1:
             break
     return unit
-
-
-def _norm(v: Array) -> float:
-    return float(np.abs(v).max()) if len(v) else 0.0

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..qp.options import Degenerate
+from ..qp.polish import WEAK, WEAK_BOUNDS
 from ..solution import Status
 from .degeneracy import central_tau, null_space, shortest
 from .kkt import KKT
@@ -16,7 +17,6 @@ from .problem import Array, Found, SparseQP
 from .scaling import Scaled
 
 EPS, EPS_REDUCED = 1e-8, 1e-5  # KKT residuals of CONVERGED and of REDUCED_ACCURACY
-WEAK, WEAK_BOUNDS = 1e4, (1e-11, 1e-7)  # as in `qp.polish`
 
 
 class Jacobian(NamedTuple):

@@ -115,17 +115,17 @@ class SparseQP:
         Qz, Az, Cz = self.Q @ z, self.A @ z, self.rows(z)
         with np.errstate(invalid="ignore", over="ignore"):
             violation = np.maximum(Cz - self.upper, self.lower - Cz)
-            primal = max(0.0, _top(np.maximum(violation, 0)), _top(Az - self.b))
+            primal = max(0.0, top(np.maximum(violation, 0)), top(Az - self.b))
             limit = np.where(y > 0, self.upper, self.lower)
             absent = np.isinf(limit)
             paid = np.where(absent, 0.0, limit) @ y
-            stray = _top(np.where(absent, y, 0.0))
-            dual = max(_top(self.gradient(z, nu, y)), stray)
+            stray = top(np.where(absent, y, 0.0))
+            dual = max(top(self.gradient(z, nu, y)), stray)
             quadratic, linear = z @ Qz, z @ self.p
             gap = abs(quadratic + linear + self.b @ nu + paid)
             return (
-                float(primal / (1 + max(_top(Cz[: self.m]), _top(Az), _top(self.b)))),
-                float(dual / (1 + max(_top(Qz), _top(self.p), _top(y[self.m :])))),
+                float(primal / (1 + max(top(Cz[: self.m]), top(Az), top(self.b)))),
+                float(dual / (1 + max(top(Qz), top(self.p), top(y[self.m :])))),
                 float(gap / (1 + abs(quadratic / 2 + linear))),
             )
 
@@ -135,5 +135,6 @@ class SparseQP:
         return max(found) if np.isfinite(found).all() else float("inf")
 
 
-def _top(v: Array) -> float:
+def top(v: Array) -> float:
+    """The infinity norm; 0 of an empty vector."""
     return float(np.abs(v).max()) if len(v) else 0.0

@@ -16,10 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .problem import Array, Matrix, SparseQP, sparse
-
-PASSES = 8
-SMALLEST, LARGEST = 1e-4, 1e4
+from ..qp.scaling import LARGEST, PASSES, SMALLEST
+from .problem import Array, Matrix, SparseQP, sparse, top
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,12 @@ def _ruiz(qp: SparseQP) -> tuple[Array, Array, Array]:
 
 def _sizes(qp: SparseQP, d: Array, e_A: Array, e_C: Array) -> tuple[float, float]:
     """(r, c): the size that z is expected to have, and one over that of the duals."""
-    q, g = float((d * tops(abs(qp.Q).tocsc(), d)).mean()), _top(d * qp.p)
+    q, g = float((d * tops(abs(qp.Q).tocsc(), d)).mean()), top(d * qp.p)
     lower, upper = e_C * qp.lower, e_C * qp.upper
-    needed = max(_top(e_A * qp.b), _top(lower.clip(min=0)), _top((-upper).clip(min=0)))
+    needed = max(top(e_A * qp.b), top(lower.clip(min=0)), top((-upper).clip(min=0)))
     limits = np.abs(np.concatenate([lower, upper]))
     limits = limits[np.isfinite(limits) & (limits > 0)]
-    far = _top(limits)
+    far = top(limits)
     free = g / q if q > 0 else (float(np.median(limits)) if len(limits) else 0.0)
     r = max(needed, min(free, far) if far > 0 else free) or far or 1.0
     return r, 1 / (max(q * r, g) or 1.0)
@@ -116,7 +114,3 @@ def _or_one(v: Array) -> Array:
 def _shrink(factor: Array, norm: Array) -> Array:
     clipped: Array = (factor / np.sqrt(_or_one(norm))).clip(SMALLEST, LARGEST)
     return clipped
-
-
-def _top(v: Array) -> float:
-    return float(np.abs(v).max()) if len(v) else 0.0
