@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ..implicit import check_order
 from ..nodes import recorded
-from ..qp.options import Degenerate
+from ..qp.options import Degenerate, check_choice
 from ..solution import OnFailure, Status, check_on_failure, report, succeeded
 from .answer import ArgminSolution, nothing, shaped
 from .arguments import Limit, flatten, problem_of
@@ -197,5 +196,4 @@ def _check_options(
     if warm_start is not None and not isinstance(warm_start, ArgminSolution):
         kind = type(warm_start).__name__
         raise ValueError(f"warm_start is a {kind}: expected the ArgminSolution of an earlier call")
-    if degenerate not in get_args(Degenerate):
-        raise ValueError(f"degenerate={degenerate!r}: expected one of {get_args(Degenerate)}")
+    check_choice("degenerate", degenerate)

@@ -104,7 +104,7 @@ def check(
     """
     n = _unknowns(Q, p)
     m, e = _row_count("G", G, n), _row_count("A", A, n)
-    _check_partners(G, h, h_lower, A, b)
+    check_partners(G, h, h_lower, A, b)
     like = p if p.dtype == dtype else p.to(dtype)
     shapes = shapes_of(n, m, e)
     values = zip(SHAPES, (Q, p, G, h, A, b, lb, ub, h_lower), strict=True)
@@ -169,8 +169,8 @@ def _shown(value: object) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-def _check_partners(G: Tensor | None, h: Limit, h_lower: Limit, A: Tensor | None, b: Limit) -> None:
-    """G comes with h or h_lower, A with b, and the other way round."""
+def check_partners(G: object, h: Limit, h_lower: Limit, A: object, b: Limit) -> None:
+    """Raise a `ValueError` unless G comes with h or h_lower, A with b, and the other way round."""
     if (G is None) != (h is None and h_lower is None):
         raise ValueError("G and its limits come together: give G with h, h_lower, or both")
     if (A is None) != (b is None):

@@ -49,16 +49,11 @@ class Options:
             )
         if not isinstance(self.order, int) or isinstance(self.order, bool) or self.order < 1:
             raise ValueError(f"order={self.order!r}: expected a positive integer")
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name}={value!r}: expected one of {choices}")
+        for name in CHOICES:
+            check_choice(name, getattr(self, name))
         self._check_penalty()
         self._check_smoothing()
-        if self.proximal != 0 and not _positive(self.proximal):
-            raise ValueError(
-                f"proximal={self.proximal!r}: expected a number >= 0, the weight of |z|^2 / 2"
-            )
+        check_proximal(self.proximal)
 
     def _check_penalty(self) -> None:
         if self.penalty is None:
@@ -93,6 +88,18 @@ class Options:
     def price(self) -> float:
         """What a unit of shift costs under ``infeasible="elastic"``."""
         return PENALTY if self.penalty is None else float(self.penalty)
+
+
+def check_choice(name: str, value: object) -> None:
+    """Raise a `ValueError` unless `value` is a choice for the option `name`."""
+    if value not in CHOICES[name]:
+        raise ValueError(f"{name}={value!r}: expected one of {CHOICES[name]}")
+
+
+def check_proximal(weight: object) -> None:
+    """Raise a `ValueError` unless `weight` is a finite number >= 0."""
+    if weight != 0 and not _positive(weight):
+        raise ValueError(f"proximal={weight!r}: expected a number >= 0, the weight of |z|^2 / 2")
 
 
 def _positive(value: object) -> bool:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..solution import Status, check_counts, check_positive
-from .problem import Array, Found, Matrix, SparseQP, sparse, top
+from .problem import Array, Found, Matrix, SparseQP, top
 
 SIGMA, RELAX = 1e-6, 1.6
 STIFF = 10.0  # rho of equations over that of inequalities
@@ -61,16 +61,8 @@ class ADMM:
 
     def __call__(self, qp: SparseQP) -> Found:
         """The answer for `qp`."""
-        sp = sparse()
-        bounded = np.flatnonzero(np.isfinite(qp.lb) | np.isfinite(qp.ub))
-        M = sp.vstack([qp.A, qp.G, sp.eye_array(qp.n, format="csr")[bounded]], format="csr")
-        lower = np.concatenate([qp.b, qp.h_lower, qp.lb[bounded]])
-        upper = np.concatenate([qp.b, qp.h, qp.ub[bounded]])
-        state, status, steps = self._run(_Splitting(qp.Q.tocsr(), qp.p, M, lower, upper))
-        nu, lam, there = np.split(state.y, [qp.e, qp.e + qp.m])
-        mu = np.zeros(qp.n)
-        mu[bounded] = there
-        return Found(state.x, nu, lam, mu, status, steps)
+        state, status, steps = self._run(_Splitting(qp.Q.tocsr(), qp.p, *qp.stacked()))
+        return Found(state.x, *qp.unstacked(state.y), status, steps)
 
     def _run(self, task: _Splitting) -> tuple[State, Status, int]:
         rows = len(task.lower)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..implicit import check_order, implicit_root
 from ..qp.answer import QPSolution
 from ..qp.certificates import no_proof
-from ..qp.options import Degenerate
+from ..qp.options import Degenerate, check_choice, check_proximal
 from ..qp.problem import Residuals
 from ..solution import OnFailure, Status, check_on_failure, report
 from .arguments import Given, crossed
@@ -47,19 +46,8 @@ class Options:
                 f"solver={self.solver!r}: expected Clarabel(), PIQP(), OSQP(), ADMM(), a "
                 "function from a SparseQP to a Found, or None for a choice by the pattern"
             )
-        if self.degenerate not in get_args(Degenerate):
-            raise ValueError(
-                f"degenerate={self.degenerate!r}: expected one of {get_args(Degenerate)}"
-            )
-        weight = self.proximal
-        if (
-            isinstance(weight, bool)
-            or not isinstance(weight, int | float)
-            or not 0 <= weight < 1e300
-        ):
-            raise ValueError(
-                f"proximal={weight!r}: expected a number >= 0, the weight of |z|^2 / 2"
-            )
+        check_choice("degenerate", self.degenerate)
+        check_proximal(self.proximal)
 
 
 def solve_all(problems: Sequence[Given], options: Options) -> list[QPSolution]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..qp.arguments import SHAPES, shapes_of
+from ..qp.arguments import SHAPES, check_partners, shapes_of
 from .pattern import Pattern
 from .problem import SparseQP, sparse
 
@@ -116,7 +116,7 @@ def check(arguments: Mapping[str, Any], proximal: float) -> Given:
         k: None if arguments[k] is None else Pattern.of(k, arguments[k]) for k in ("Q", "G", "A")
     }
     m, e = (0 if v is None else v.shape[0] for v in (matrices["G"], matrices["A"]))
-    _check_partners(arguments)
+    check_partners(*(arguments[k] for k in ("G", "h", "h_lower", "A", "b")))
     shapes = shapes_of(n, m, e)
     held: dict[str, Any] = {}
     for name, shape in shapes.items():
@@ -163,14 +163,6 @@ def _vector(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
             "several problems are a list of dicts"
         )
     return value.double()
-
-
-def _check_partners(arguments: Mapping[str, Any]) -> None:
-    given = {k for k, v in arguments.items() if v is not None}
-    if ("G" in given) != bool(given & {"h", "h_lower"}):
-        raise ValueError("G and its limits come together: give G with h, h_lower, or both")
-    if ("A" in given) != ("b" in given):
-        raise ValueError("A and b come together: give both or neither")
 
 
 def _shown(value: object) -> str:

@@ -42,10 +42,7 @@ class OSQP:
     def __call__(self, qp: SparseQP) -> Found:
         """The answer for `qp`; bounds are rows like others, and only the present ones."""
         osqp, sp = package("osqp", extra="solvers"), sparse()
-        bounded = np.flatnonzero(np.isfinite(qp.lb) | np.isfinite(qp.ub))
-        rows = sp.vstack([qp.A, qp.G, sp.eye_array(qp.n, format="csr")[bounded]], format="csc")
-        lower = np.concatenate([qp.b, qp.h_lower, qp.lb[bounded]])
-        upper = np.concatenate([qp.b, qp.h, qp.ub[bounded]])
+        rows, lower, upper = qp.stacked()
         solver = osqp.OSQP()
         try:
             solver.setup(
@@ -57,9 +54,6 @@ class OSQP:
             none = np.zeros(qp.n)
             return Found(none, None, None, None, Status.INVALID_INPUT, 0)
         out = solver.solve(raise_error=False)
-        nu, lam, there = np.split(out.y, [qp.e, qp.e + qp.m])
-        mu = np.zeros(qp.n)
-        mu[bounded] = there
         name = osqp.SolverStatus(out.info.status_val).name
         status = STATUS.get(name, Status.ITERATION_LIMIT)
-        return Found(out.x, nu, lam, mu, status, int(out.info.iter))
+        return Found(out.x, *qp.unstacked(out.y), status, int(out.info.iter))

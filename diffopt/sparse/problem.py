@@ -102,6 +102,26 @@ class SparseQP:
         squares = np.asarray(self.G.multiply(self.G).sum(axis=1)).ravel()
         return np.concatenate([np.sqrt(squares), np.ones(self.n)])
 
+    @cached_property
+    def bounded(self) -> Array:
+        """The unknowns that have a bound."""
+        return np.flatnonzero(np.isfinite(self.lb) | np.isfinite(self.ub))
+
+    def stacked(self) -> tuple[Matrix, Array, Array]:
+        """(M, l, u) with l <= Mz <= u: the rows of A, those of G, and one for each bound there."""
+        own = sparse().eye_array(self.n, format="csr")[self.bounded]
+        M = sparse().vstack([self.A, self.G, own], format="csr")
+        lower = np.concatenate([self.b, self.h_lower, self.lb[self.bounded]])
+        upper = np.concatenate([self.b, self.h, self.ub[self.bounded]])
+        return M, lower, upper
+
+    def unstacked(self, y: Array) -> tuple[Array, Array, Array]:
+        """(nu, lam, mu) from the multipliers of the rows of `stacked`."""
+        nu, lam, there = np.split(y, [self.e, self.e + self.m])
+        mu = np.zeros(self.n)
+        mu[self.bounded] = there
+        return nu, lam, mu
+
     def rows(self, z: Array) -> Array:
         """C z, `(m + n,)`."""
         return np.concatenate([self.G @ z, z])

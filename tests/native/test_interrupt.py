@@ -57,7 +57,9 @@ def interrupted(code: str):
         process.send_signal(signal.SIGINT)
         line = process.stdout.readline() or process.wait()
         seconds = time.perf_counter() - start
-        out, errors = process.communicate()
+        # Not `communicate`: that would lose what readline has already taken into its buffer.
+        out, errors = process.stdout.read(), process.stderr.read()
+        assert process.wait() in (0, -signal.SIGINT), (process.returncode, errors)
     return seconds, line, out, errors
 
 
