@@ -1,4 +1,5 @@
-"""The compiled core, one build for each set of vector instructions; the rest is in setup.cfg.
+"""The compiled core, one build for each set of vector instructions, and the kernels of the GPU
+compiled for a CPU, which the tests need; the rest is in setup.cfg.
 
 The builds are optional: where one cannot be compiled, installation goes on without it, and
 `diffopt.doctor()` says what is live.
@@ -30,14 +31,14 @@ BUILDS = {
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-def build(name: str) -> Pybind11Extension:
+def build(name: str, source: str = "module.cpp") -> Pybind11Extension:
     """The extension `diffopt._native.<name>`."""
     return Pybind11Extension(
         f"diffopt._native.{name}",
-        [str(SOURCES / "module.cpp")],
+        [str(SOURCES / source)],
         depends=[str(path) for path in sorted(SOURCES.glob("*.hpp"))],
         define_macros=[("DIFFOPT_MODULE", name)],
-        extra_compile_args=FLAGS + BUILDS[name],
+        extra_compile_args=FLAGS + BUILDS.get(name, []),
         extra_link_args=["-pthread"],
         cxx_std=17,
         optional=True,
@@ -45,6 +46,9 @@ def build(name: str) -> Pybind11Extension:
 
 
 setup(
-    ext_modules=[build(name) for name in BUILDS if X86 or name == "base"],
+    ext_modules=[
+        *(build(name) for name in BUILDS if X86 or name == "base"),
+        build("emulation", "emulation.cpp"),
+    ],
     options={"build_ext": {"parallel": os.cpu_count()}},
 )

@@ -10,13 +10,13 @@ from importlib import metadata
 import torch
 
 from ._native import reason as core_build
-from .qp import InteriorPoint, solve_qp
-from .qp.native import unavailable
+from .qp import InteriorPoint, cuda, native, solve_qp
 
 # engine: a function that gives None if the engine can be used here, else the reason why not
 ENGINES: dict[str, Callable[[], str | None]] = {
     "torch": lambda: None,
-    "native": lambda: unavailable(InteriorPoint(), torch.device("cpu")),
+    "native": lambda: native.unavailable(InteriorPoint(), torch.device("cpu")),
+    "cuda": cuda.absent,
 }
 # those of the extras `cvxpy` and `solvers`, without which the rest works
 PACKAGES = ("cvxpy", "cvxpylayers", "scipy", "osqp", "clarabel", "piqp", "qdldl")

@@ -14,9 +14,13 @@ from problems.random_qp import (
     unbounded_qp,
 )
 
+from .native.emulation import COMPILED
+
 ENGINES = {"torch": InteriorPoint(engine="torch")}
 if "engine native: live" in doctor():
     ENGINES["native"] = InteriorPoint(engine="native")
+if COMPILED:  # on a CPU: see tests/native/emulation.py
+    ENGINES["cuda"] = InteriorPoint(engine="cuda")
 
 # name: instance with a unique solution and unique multipliers
 QPS = {

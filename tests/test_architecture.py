@@ -50,9 +50,9 @@ ARROWS = {
 QP_ORDER = [
     "problem", "arguments", "stack", "diagnosis", "scaling", "factors", "structure", "kkt",
     "newton", "start", "certificates", "interior_point", "options", "polish", "homogeneous",
-    "reference", "native", "conditions", "engines", "dependence", "degeneracy", "point", "smooth",
-    "engine", "root", "lpgd", "layer", "relaxed", "direct", "answer", "eager", "compiled",
-    "__init__",
+    "reference", "cores", "native", "cuda", "fused", "conditions", "engines", "dependence",
+    "degeneracy", "point", "smooth", "engine", "root", "lpgd", "layer", "relaxed", "direct",
+    "answer", "eager", "compiled", "__init__",
 ]  # fmt: skip
 FILES = sorted((ROOT / "diffopt").rglob("*.py"))
 

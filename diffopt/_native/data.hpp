@@ -5,7 +5,11 @@
 namespace diffopt {
 
 // Whether the user asked to stop.
+#ifdef __CUDACC__
+INLINE bool interrupted() { return false; }
+#else
 bool interrupted();
+#endif
 
 constexpr double HUGE_LIMIT = 1.7976931348623157e308;  // what is larger is infinite
 
@@ -23,16 +27,20 @@ struct Batch {
     Slice Q, p, G, h, A, b, lb, ub, h_lower;
 };
 
-// Takes memory piece by piece from `base`; from null it only counts.
+// Takes memory piece by piece: from `fast` while there is room (on a GPU: its shared memory), then
+// from `base`; from null it only counts.
 struct Arena {
     char* base;
-    unsigned long used = 0;
+    unsigned long align = 64;  // at least that of a pack
+    char* fast = nullptr;
+    unsigned long room = 0, used = 0, used_fast = 0;
     template <class X>
     X* take(long count) {
-        used = (used + 63) / 64 * 64;
-        X* out = base ? (X*)(base + used) : nullptr;
-        used += sizeof(X) * (count > 0 ? count : 1);
-        return out;
+        const unsigned long bytes =
+            (sizeof(X) * (count > 0 ? count : 1) + align - 1) / align * align;
+        if (used_fast + bytes <= room) return (X*)(fast + (used_fast += bytes) - bytes);
+        used += bytes;
+        return base ? (X*)(base + used - bytes) : nullptr;
     }
 };
 
@@ -42,22 +50,24 @@ INLINE long sample_of(long first, int l, long size) {
     return first + l < size ? first + l : size - 1;
 }
 template <class T>
-void load(typename T::V* out, const Slice& s, int count, long first, long size, double absent) {
+OUTLINE void load(typename T::V* out, const Slice& s, int count, long first, long size,
+                  double absent) {
     for (int l = 0; l < T::lanes; l++) {
         const double* x = s.sample(sample_of<T>(first, l, size));
-        for (int i = 0; i < count; i++) set_lane(out[i], l, x ? x[i * s.step] : absent);
+        T::spread(0, count, [&](int i) { set_lane(out[i], l, x ? x[i * s.step] : absent); });
     }
+    T::meet();
 }
 template <class T>
 void load_matrix(typename T::V* out, int ld, const Slice& s, int rows, int n, long first,
                  long size) {
     for (int l = 0; l < T::lanes; l++) {
         const double* x = s.sample(sample_of<T>(first, l, size));
-        for (int i = 0; i < rows; i++) {
-            typename T::V* row = out + (long)i * ld;
-            for (int j = 0; j < n; j++) set_lane(row[j], l, x ? x[(long)i * n + j] : 0.0);
-        }
+        T::grid(rows, n, [&](int i, int j) {
+            set_lane(out[(long)i * ld + j], l, x ? x[(long)i * n + j] : 0.0);
+        });
     }
+    T::meet();
 }
 
 }  // namespace diffopt

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "gradients.hpp"
 #include "group.hpp"
 
 namespace diffopt {
@@ -209,6 +210,19 @@ void with_engine(const Batch& batch, const Settings& settings, Plan chosen, F f)
         f(Engine<Across, double>(batch, settings, chosen));
     else
         f(Engine<Across, Wide>(batch, settings, chosen));
+}
+
+// `pull_back` of every sample, in runs that are worth a thread.
+inline void pull_back_all(const Batch& batch, int threads, Interrupt& interrupt, const double* x,
+                          const double* u, const signed char* active, const Gradients& out) {
+    const long numbers = (long)batch.n * (batch.n + batch.m + batch.e) + 1;
+    const long run = numbers > (1 << 17) ? 1 : (1 << 17) / numbers;
+    spread((batch.size + run - 1) / run, threads, interrupt, [&] {
+        return [&](long i) {
+            const long end = (i + 1) * run < batch.size ? (i + 1) * run : batch.size;
+            for (long s = i * run; s < end; s++) pull_back<Single>(batch, s, x, u, active, out);
+        };
+    });
 }
 
 }  // namespace diffopt

@@ -64,26 +64,32 @@ struct Loader {
     void symmetric(long first) {
         const int n = batch.n, ld = T::stride(n);
         load_matrix<T>(M.Q, ld, batch.Q, n, n, first, batch.size);
-        for (int i = 0; i < n; i++)
+        entries<T>(n, [&](int i) {
             for (int j = 0; j < i; j++) {
                 V mean = 0.5 * (M.Q[(long)i * ld + j] + M.Q[(long)j * ld + i]);
                 M.Q[(long)i * ld + j] = M.Q[(long)j * ld + i] = mean;
             }
+        });
     }
 
     // out_i = max_j |M_ij| d_j, and columns_j = max(columns_j, max_i |M_ij| e_i).
     void norms(const V* X, int count, const V* e, V* out) {
-        const int ld = T::stride(batch.n), w = packs<T>(batch.n);
-        for (int i = 0; i < count; i++) {
-            P most = {}, weight = splat<T>(e[i]), zero = {};
-            for (int j = 0; j < w; j++) {
-                P x = size(packed<T>(X + (long)i * ld, j));
-                zero += x * 0.0;
-                most = greater(x * at<T>(M.d, j), most);
-                at<T>(columns, j) = greater(x * weight, at<T>(columns, j));
+        const int ld = T::stride(batch.n);
+        if constexpr (T::team) {
+            V zero = T::norms(X, ld, count, batch.n, M.d, e, out, columns);
+            if (poisoned) M.poison += zero;
+        } else {
+            for (int i = 0; i < count; i++) {
+                P most = {}, weight = splat<T>(e[i]), zero = {};
+                for (int j = 0; j < packs<T>(batch.n); j++) {
+                    P x = size(packed<T>(X + (long)i * ld, j));
+                    zero += x * 0.0;
+                    most = greater(x * at<T>(M.d, j), most);
+                    at<T>(columns, j) = greater(x * weight, at<T>(columns, j));
+                }
+                if (out) out[i] = T::max(most);
+                if (poisoned) M.poison += T::sum(zero);
             }
-            if (out) out[i] = T::max(most);
-            if (poisoned) M.poison += T::sum(zero);
         }
     }
 
@@ -136,13 +142,13 @@ struct Loader {
     }
 
     V largest_of_Q() {
-        V out = {};
-        for (int i = 0; i < (diagonal ? 1 : batch.n); i++) {
-            const V* row = M.Q + (long)i * T::stride(batch.n);
-            out = greater(most<T>(batch.n, [&](int j) { return size(at<T>(row, j)); }), out);
-            M.poison += total<T>(batch.n, [&](int j) { return at<T>(row, j) * 0.0; });
-        }
-        return out;
+        P out = {}, zero = {};
+        T::grid(diagonal ? 1 : batch.n, packs<T>(batch.n), [&](int i, int j) {
+            P x = packed<T>(M.Q + (long)i * T::stride(batch.n), j);
+            zero += x * 0.0, out = greater(size(x), out);
+        });
+        M.poison += T::sum(zero);
+        return T::max(out);
     }
 
     // factor /= sqrt(factor norm), within bounds; how far the worst norm is from one. Rows have
@@ -160,20 +166,21 @@ struct Loader {
     void apply() {
         const int n = batch.n, ld = T::stride(n);
         auto scale = [&](V* X, int count, const V* e) {
-            for (int i = 0; i < count; i++)
-                each<T>(n, [&](int j) {
-                    at<T>(X + (long)i * ld, j) *= splat<T>(e[i]) * at<T>(M.d, j);
-                });
+            T::grid(count, packs<T>(n), [&](int i, int j) {
+                at<T>(X + (long)i * ld, j) *= splat<T>(e[i]) * at<T>(M.d, j);
+            });
         };
         if (diagonal)
             each<T>(n, [&](int j) { at<T>(M.Q, j) *= at<T>(M.d, j) * at<T>(M.d, j); });
         else
             scale(M.Q, n, M.d);
         scale(M.G, batch.m, M.e_G), scale(M.A, batch.e, M.e_A);
+        T::meet();
         if (!diagonal) return;
-        for (int i = 0; i < batch.e; i++)
-            for (int j = 0; j < n; j++)
-                M.columns[(long)j * T::stride(batch.e) + i] = M.A[(long)i * ld + j];
+        T::grid(batch.e, n, [&](int i, int j) {
+            M.columns[(long)j * T::stride(batch.e) + i] = M.A[(long)i * ld + j];
+        });
+        T::meet();
     }
 };
 

@@ -57,17 +57,17 @@ struct Group {
         polish.carve(tape, work);
         in.carve(work, qp.n, qp.e, qp.k), out.carve(work, qp.n, qp.e, qp.k);
         unused.carve(work, qp.n, qp.e, qp.k);
+        kkt.carve_base(work);
         scratch = work;
     }
 
-    // Room for what is only needed for a moment, behind everything else.
+    // Room for what is only needed for a moment, behind everything else: see Independence, Loader.
     static unsigned long room(const Batch& b) {
         const unsigned long n = padded<T>(b.n), R = T::stride(b.n);
         Arena a{nullptr};
         a.take<int>((long)b.m * T::lanes);
         a.take<V>(n * R + R * R + (n + 2 * R) * (TILE_ROWS + 1));
         a.take<V>(padded<T>(b.n) + padded<T>(b.m) + padded<T>(b.e));
-        a.take<V>((long)b.n * R + padded<T>(b.n) + (long)b.n * TILE_ROWS * 2);
         return a.used + 4096;
     }
 
@@ -77,8 +77,8 @@ struct Group {
         }
         Mask valid = qp.load_vectors(batch, first);
         qp.scale_vectors();
-        *weight = qp.weight;
-        valid = valid & is_convex(qp, scratch);
+        if (T::leads()) *weight = qp.weight;
+        valid = valid & is_convex(qp, kkt.upper, scratch);
         solve(first, warm, valid);
         Mask polished = valid & polish.done & (polish.error <= SETTLED);
         Mask settled = polished & no(polish.weak());
@@ -97,7 +97,7 @@ struct Group {
             const Mask known = load_warm(first, warm);
             polish.guess_again(ip.x);
             ip.warm_start();
-            polish.run(valid & known, V{} + __builtin_inf());
+            polish.run(valid & known, V{} + infinity());
             left = valid & no(polish.done & (polish.error <= SETTLED) & no(polish.weak()));
             polish.done = polish.done & no(left);
             iterate(left & known);
@@ -158,17 +158,19 @@ struct Group {
         for (int l = 0; l < T::lanes && first + l < batch.size; l++) {
             const long b = first + l;
             double *z = o.x + b * (n + e + rows), *nu = z + n, *y = nu + e;
-            for (int j = 0; j < n; j++) z[j] = lane(qp.units.z[j], l) * lane(polish.best.z[j], l);
-            for (int i = 0; i < e; i++)
-                nu[i] = lane(qp.units.nu[i], l) * lane(polish.best.nu[i], l);
-            for (int i = 0; i < rows; i++) {
+            entries<T>(n,
+                       [&](int j) { z[j] = lane(qp.units.z[j], l) * lane(polish.best.z[j], l); });
+            entries<T>(
+                e, [&](int i) { nu[i] = lane(qp.units.nu[i], l) * lane(polish.best.nu[i], l); });
+            entries<T>(rows, [&](int i) {
                 const int k = i < m ? i : qp.bounds + i - m;
                 y[i] = lane(qp.units.y[k], l) * lane(polish.best.y[k], l);
                 o.active[b * rows + i] =
                     lane(polish.t[k], l) == 0 ? (lane(polish.side[k], l) > 0 ? 1 : -1) : 0;
                 if (i >= m && o.active[b * rows + i])  // at its bound to the last bit
                     z[i - m] = bound(o.active[b * rows + i] > 0 ? batch.ub : batch.lb, b, i - m);
-            }
+            });
+            if (!T::leads()) continue;
             for (int i = 0; i < 3; i++) o.facts[4 * b + i] = lane(polish.worst[i], l);
             o.facts[4 * b + 3] = lane(polish.error, l);
             o.steps[b] = (long)lane(ip.steps, l);
@@ -188,7 +190,7 @@ struct Group {
             load<T>(to, Slice{v + from, N, 1}, count, first, batch.size, 0.0);
         };
         get(in.z, 0, n), get(in.nu, n, e), get(in.y, n + e, m);
-        for (int i = m; i < qp.k; i++) in.y[i] = V{};
+        entries<T>(qp.k - m, [&](int i) { in.y[m + i] = V{}; });
         if (qp.bounded) get(in.y + qp.bounds, n + e + m, n);
         Blocks<T> unknowns{qp.units.z, qp.units.nu, qp.units.y};
         Blocks<T> equations{qp.units.dual, qp.units.equal, polish.guess_t};
@@ -202,11 +204,12 @@ struct Group {
         scale(out, transpose ? equations : unknowns);
         for (int l = 0; l < T::lanes && first + l < batch.size; l++) {
             double* to = x + (first + l) * N;
-            for (int j = 0; j < n; j++) to[j] = lane(out.z[j], l);
-            for (int i = 0; i < e; i++) to[n + i] = lane(out.nu[i], l);
-            for (int i = 0; i < rows; i++)
+            T::spread(0, n, [&](int j) { to[j] = lane(out.z[j], l); });
+            T::spread(0, e, [&](int i) { to[n + i] = lane(out.nu[i], l); });
+            entries<T>(rows, [&](int i) {
                 to[n + e + i] = lane(out.y[i < m ? i : qp.bounds + i - m], l);
-            error[first + l] = lane(worst, l);
+            });
+            if (T::leads()) error[first + l] = lane(worst, l);
         }
     }
 

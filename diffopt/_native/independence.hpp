@@ -38,30 +38,41 @@ struct Independence {
         int most = 0;
         for (int l = 0; l < T::lanes; l++) {
             count[l] = 0;
-            for (int i = 0; i < qp.m; i++)
-                if (lane(t[i], l) == 0) index[(count[l]++) * T::lanes + l] = i;
+            for (int i = 0; i < qp.m; i++) {
+                if (lane(t[i], l) != 0) continue;
+                if (T::leads()) index[count[l] * T::lanes + l] = i;
+                count[l]++;
+            }
             if (qp.e + count[l] > qp.n) set_lane(crowded, l, 1.0), count[l] = 0;
             most = count[l] > most ? count[l] : most;
         }
+        T::meet();
         R = qp.e + most, ld = T::stride(R);
         rows = scratch.take<V>((long)qp.n * ld), length = scratch.take<V>(padded<T>(R));
     }
 
     // Lanes with fewer rows are filled up with rows of zeros, of length one.
     void gather() {
-        for (int i = 0; i < R; i++)
-            for (int l = 0; l < T::lanes; l++) set_lane(length[i], l, filling(i, l) ? 1.0 : 0.0);
-        for (int j = 0; j < qp.n; j++) {
-            const V free = qp.bounded ? t[qp.bounds + j] : V{} + 1.0;
-            V* out = rows + (long)j * ld;
-            for (int i = 0; i < padded<T>(R); i++)
-                out[i] = i < qp.e ? V{} + qp.M.A[(long)i * qp.ld + j] : V{};
-            for (int i = qp.e; i < R; i++)
-                for (int l = 0; l < T::lanes; l++)
-                    if (!filling(i, l))
-                        set_lane(out[i], l, lane(qp.M.G[row_of(i, l) * qp.ld + j], l));
-            for (int i = 0; i < R; i++) length[i] += out[i] * out[i], out[i] *= free;
-        }
+        entries<T>(padded<T>(R), [&](int i) {
+            V square = {};
+            for (int l = 0; l < T::lanes; l++) set_lane(square, l, i < R && filling(i, l));
+            for (int j = 0; j < qp.n; j++) {
+                const V free = qp.bounded ? t[qp.bounds + j] : V{} + 1.0;
+                const V a = entry(i, j);
+                square += a * a, rows[(long)j * ld + i] = a * free;
+            }
+            length[i] = square;
+        });
+    }
+
+    // Entry j of row i: of A, then of the active rows of G; zero beyond.
+    V entry(int i, int j) const {
+        if (i < qp.e) return V{} + qp.M.A[(long)i * qp.ld + j];
+        V out = {};
+        for (int l = 0; l < T::lanes; l++)
+            if (i < R && !filling(i, l))
+                set_lane(out, l, lane(qp.M.G[row_of(i, l) * qp.ld + j], l));
+        return out;
     }
 
     bool filling(int i, int l) const { return i - qp.e >= count[l]; }
@@ -85,10 +96,10 @@ struct Independence {
             fill_panel<T>(panel, rows, ld, qp.n, i, block, [](int) { return V{} + 1.0; });
             gram.block(i, block, 0, diagonal, Product<V, V>{panel, rows, ld, qp.n, packs<T>(R)});
         }
-        V out = {};
-        for (int i = 0; i < R; i++) out = largest(gram.inverse[i] * root(length[i]), out);
-        for (int i = 0; i < R; i++) out = pick(length[i] > 0, out, V{} + __builtin_inf());
-        return out;
+        return most_entry<T>(R, [&](int i) {
+            V ratio = gram.inverse[i] * root(length[i]);
+            return pick((length[i] > 0) & (ratio <= HUGE_LIMIT), ratio, V{} + infinity());
+        });
     }
 };
 

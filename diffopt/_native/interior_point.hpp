@@ -50,9 +50,9 @@ struct InteriorPoint : Iterate<T, E> {
 
     // Steps until every lane of `start` is done to eps, has stalled, or is suspected to have no
     // solution; those that are done.
-    Mask run(Mask start, double eps) {
+    OUTLINE Mask run(Mask start, double eps) {
         running = start, suspect = no(all()), accuracy = CORRECTOR * eps;
-        best = V{} + __builtin_inf(), since = V{}, hard = V{};
+        best = V{} + infinity(), since = V{}, hard = V{};
         V taken = {};
         Mask done = no(all());
         for (int i = 0;; i++) {
@@ -188,14 +188,14 @@ struct InteriorPoint : Iterate<T, E> {
     }
 
     // The largest step that keeps s and y nonnegative.
-    V length() {
+    OUTLINE V length() {
         V fastest = qp.most_sides([&](int side, int j) {
             P on = at<T>(qp.on[side], j);
             P by_s = -at<T>(ds[side], j) * at<T>(inverse_s[side], j);
             P by_y = -at<T>(dy[side], j) / pick(on > 0, at<T>(y[side], j), splat<T>(1.0));
             return greater(greater(by_s, by_y) * on, P{});
         });
-        return pick(fastest > 0, 1.0 / fastest, V{} + __builtin_inf());
+        return pick(fastest > 0, 1.0 / fastest, V{} + infinity());
     }
 
     // The step at which the mean product is least, where one of `reach` would raise it: see
@@ -210,7 +210,7 @@ struct InteriorPoint : Iterate<T, E> {
             return at<T>(ds[side], j) * at<T>(dy[side], j) * at<T>(qp.on[side], j);
         });
         const Mask rises = (first < 0) & (first + reach * second > 0);
-        return pick(rises, first / (-2.0 * second), V{} + __builtin_inf());
+        return pick(rises, first / (-2.0 * second), V{} + infinity());
     }
 
     void advance(V reach) {

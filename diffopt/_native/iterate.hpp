@@ -105,7 +105,7 @@ struct Iterate {
         each<T>(qp.k, [&](int j) { at<T>(x.y, j) = at<T>(y[0], j) - at<T>(y[1], j); });
     }
 
-    void products() {
+    OUTLINE void products() {
         rows_of_y();
         qp.rows(x.z, at_x.Cz);
         each<T>(qp.k, [&](int j) { at<T>(kkt.t, j) = P{}, at<T>(kkt.g, j) = P{}; });

@@ -44,7 +44,6 @@ struct KKT {
         t = a.take<V>(qp.k), g = a.take<V>(qp.k), inverse_T = a.take<V>(qp.k);
     }
     void carve_scratch(Arena& a) {
-        base = a.take<V>(qp.diagonal ? 0 : (long)qp.n * ldbase);
         upper.panel = a.take<V>((long)N * TILE_ROWS);
         panel = a.take<V>((long)(qp.m > qp.n ? qp.m : qp.n) * TILE_ROWS);
         weight = a.take<V>(qp.k), f = a.take<V>(padded<T>(qp.n + qp.e));
@@ -52,13 +51,15 @@ struct KKT {
         moved.carve(a, qp.n, qp.e, qp.k), tried.carve(a, qp.n, qp.e, qp.k);
     }
 
+    void carve_base(Arena& a) { base = a.take<V>(qp.diagonal ? 0 : (long)qp.n * ldbase); }
+
     double theta() const { return qp.e ? 1.0 - settings.regularization : 1.0; }  // 1 - gamma delta
 
     void prepare() {
         if (qp.diagonal) return;
         const int n = qp.n, e = qp.e;
         const double delta = settings.regularization, theta = this->theta();
-        for (int i = 0; i < n; i++) {
+        entries<T>(n, [&](int i) {
             V* row = base + (long)i * ldbase;
             for (int j = 0; j < n; j++) row[j] = qp.weight * qp.M.Q[(long)i * qp.ld + j];
             row[i] += delta;
@@ -67,11 +68,11 @@ struct KKT {
                 V a = V{} + qp.M.A[(long)q * qp.ld + i];
                 for (int j = i; j < n; j++) row[j] += a * qp.M.A[(long)q * qp.ld + j];
             }
-        }
+        });
     }
 
     // Everything at the weights in `t`.
-    void factorize() {
+    OUTLINE void factorize() {
         const double delta = settings.regularization;
         each<T>(qp.k, [&](int j) {
             P t_ = at<T>(t, j), inverse = 1.0 / (t_ + delta);
@@ -83,13 +84,15 @@ struct KKT {
         for (int i = 0; i < n && !interrupted(); i += TILE_ROWS) {
             const int rows = n - i < TILE_ROWS ? n - i : TILE_ROWS;
             fill_panel<T>(panel, qp.M.G, qp.ld, qp.m, i, rows, [&](int k) { return weight[k]; });
-            for (int r = 0; qp.bounded && r < rows; r++)
+            entries<T>(qp.bounded ? rows : 0, [&](int r) {
                 base[(long)(i + r) * ldbase + i + r] += weight[qp.bounds + i + r];
+            });
             upper.block(
                 i, rows, 0, [&](int r, int j) { return at<T>(base + (long)r * ldbase, j); },
                 Product<V, E>{panel, qp.M.G, qp.ld, qp.m, packs<T>(n)});
-            for (int r = 0; qp.bounded && r < rows; r++)
+            entries<T>(qp.bounded ? rows : 0, [&](int r) {
                 base[(long)(i + r) * ldbase + i + r] -= weight[qp.bounds + i + r];
+            });
         }
         schur(n, delta * theta(), Product<V, E>{panel, qp.M.G, qp.ld, 0, 0});
     }
@@ -121,7 +124,7 @@ struct KKT {
     }
 
     // x of the regularised system; C x is left in `Cx`.
-    void solve_regularised(const Blocks<T>& r, bool transpose, Blocks<T>& x, V* Cx) {
+    OUTLINE void solve_regularised(const Blocks<T>& r, bool transpose, Blocks<T>& x, V* Cx) {
         const int n = qp.n;
         each<T>(qp.k, [&](int j) {
             P v = at<T>(r.y, j) * at<T>(inverse_T, j);
@@ -140,12 +143,12 @@ struct KKT {
     void eliminate(const Blocks<T>& r, Blocks<T>& x) {
         const int n = qp.n, e = qp.e;
         if (e) multiply_transposed<T>(qp.M.A, qp.ld, e, n, r.nu, x.z);
-        for (int j = 0; j < n; j++) f[j] = x.z[j];
-        for (int i = 0; i < e; i++) f[n + i] = theta() * r.nu[i];
-        for (int i = n + e; i < padded<T>(n + e); i++) f[i] = V{};
+        T::spread(0, n, [&](int j) { f[j] = x.z[j]; });
+        T::spread(0, e, [&](int i) { f[n + i] = theta() * r.nu[i]; });
+        entries<T>(padded<T>(n + e) - n - e, [&](int i) { f[n + e + i] = V{}; });
         upper.solve(f, n);
-        for (int j = 0; j < n; j++) x.z[j] = f[j];
-        for (int i = 0; i < e; i++) x.nu[i] = f[n + i];
+        T::spread(0, n, [&](int j) { x.z[j] = f[j]; });
+        entries<T>(e, [&](int i) { x.nu[i] = f[n + i]; });
     }
 
     // S nu = A H^-1 r_z - r_nu,  z = H^-1 (r_z - A'nu), H diagonal.
@@ -160,8 +163,8 @@ struct KKT {
     }
 
     // What is left of r at x, and the products of x, of which Cz is there already.
-    void residual(const Blocks<T>& r, const Blocks<T>& x, bool transpose, Products<T>& out,
-                  Blocks<T>& left) {
+    OUTLINE void residual(const Blocks<T>& r, const Blocks<T>& x, bool transpose, Products<T>& out,
+                          Blocks<T>& left) {
         qp.curvature(x.z, out.Qz);
         multiply<T>(qp.M.A, qp.ld, qp.e, qp.n, x.z, out.Az);
         each<T>(qp.n, [&](int j) { at<T>(out.pull, j) = P{}; });
@@ -178,7 +181,7 @@ struct KKT {
         each<T>(qp.e, [&](int j) { at<T>(left.nu, j) = at<T>(r.nu, j) - at<T>(out.Az, j); });
     }
 
-    V norm(const Blocks<T>& v) const {
+    OUTLINE V norm(const Blocks<T>& v) const {
         V out = total<T>(qp.n, [&](int j) { return at<T>(v.z, j) * at<T>(v.z, j); });
         out += total<T>(qp.e, [&](int j) { return at<T>(v.nu, j) * at<T>(v.nu, j); });
         out += total<T>(qp.k, [&](int j) { return at<T>(v.y, j) * at<T>(v.y, j); });
@@ -194,8 +197,8 @@ struct KKT {
 
     // x with products `out` for the right-hand side r, refined towards rtol where `wanted`, and its
     // relative residual.
-    V solve(const Blocks<T>& r, bool transpose, double rtol, Mask wanted, Blocks<T>& x,
-            Products<T>& out) {
+    OUTLINE V solve(const Blocks<T>& r, bool transpose, double rtol, Mask wanted, Blocks<T>& x,
+                    Products<T>& out) {
         solve_regularised(r, transpose, x, out.Cz);
         residual(r, x, transpose, out, rest);
         const V size_r = norm(r);
@@ -226,7 +229,7 @@ struct KKT {
     }
 
     // `trial`, with products `tried` and what is left in `step`, where better.
-    void accept(Mask better, Blocks<T>& x, Products<T>& out) {
+    OUTLINE void accept(Mask better, Blocks<T>& x, Products<T>& out) {
         auto take = [&](V* to, const V* from, int n) { replace<T>(better, to, from, n); };
         take(x.z, trial.z, qp.n), take(x.nu, trial.nu, qp.e), take(x.y, trial.y, qp.k);
         take(rest.z, step.z, qp.n), take(rest.nu, step.nu, qp.e), take(rest.y, step.y, qp.k);

@@ -37,7 +37,7 @@ struct Polish {
     }
 
     void begin() {
-        done = V{} != V{}, error = V{} + __builtin_inf(), stale = false;
+        done = V{} != V{}, error = V{} + infinity(), stale = false;
         each<T>(qp.k, [&](int j) {
             at<T>(t, j) = splat<T>(1.0), at<T>(best.y, j) = P{}, at<T>(Cz, j) = P{};
         });
@@ -78,7 +78,7 @@ struct Polish {
     }
 
     // Tries active sets for the lanes of `wanted`, from the one that was guessed.
-    void run(Mask wanted, V error_before) {
+    OUTLINE void run(Mask wanted, V error_before) {
         V limit = greater(error_before, V{} + ROUNDING);
         Mask left = wanted;
         for (int i = 0; i < ROUNDS && any(left) && !interrupted(); i++) {
@@ -123,7 +123,7 @@ struct Polish {
     void next_guess() {
         qp.rows(x.z, products.Cz);
         each<T>(qp.k, [&](int j) {
-            P sum = at<T>(x.y, j) + at<T>(products.Cz, j), none = splat<T>(-__builtin_inf());
+            P sum = at<T>(x.y, j) + at<T>(products.Cz, j), none = splat<T>(-infinity());
             P up = pick(at<T>(qp.on[0], j) > 0, sum - at<T>(qp.limit[0], j), none);
             P low = pick(at<T>(qp.on[1], j) > 0, at<T>(qp.limit[1], j) - sum, none);
             P fix = at<T>(qp.fixed, j);
@@ -153,7 +153,7 @@ struct Polish {
             return y * pick(y > 0, at<T>(qp.limit[0], j), at<T>(qp.limit[1], j));
         });
         V after = residuals(qp, d, products, payment, out);
-        return pick(after <= HUGE_LIMIT, after, V{} + __builtin_inf());
+        return pick(after <= HUGE_LIMIT, after, V{} + infinity());
     }
 
     void accept(Mask better, V after, const V (&out)[3]) {

@@ -63,26 +63,30 @@ struct Problem {
 
     static double sign(int side) { return side ? -1.0 : 1.0; }
 
-    // f(range begin, side) for the packs of every side that is there: f(s, j).
+    // f(side, pack) for every side that is there.
     template <class F>
     INLINE void each_side(F f) const {
+        spread_sides(f);
+        T::meet();
+    }
+    template <class F>
+    INLINE void spread_sides(F f) const {
         for (int r = 0; r < 2; r++) {
             const int begin = r ? bounds / T::pack : 0, end = (r ? k : bounds) / T::pack;
             for (int s = 0; s < 2; s++)
-                if (present[r][s])
-                    for (int j = begin; j < end; j++) f(s, j);
+                if (present[r][s]) T::spread(begin, end, [&](int j) { f(s, j); });
         }
     }
     template <class F>
     INLINE V total_sides(F f) const {
         P out = {};
-        each_side([&](int s, int j) { out += f(s, j); });
+        spread_sides([&](int s, int j) { out += f(s, j); });
         return T::sum(out);
     }
     template <class F>
     INLINE V most_sides(F f) const {
         P out = {};
-        each_side([&](int s, int j) {
+        spread_sides([&](int s, int j) {
             P x = f(s, j);
             out = largest(x, out);
         });
@@ -94,13 +98,14 @@ struct Problem {
     typename T::Mask load_vectors(const Batch& batch, long first) {
         load<T>(p, batch.p, n, first, batch.size, 0.0);
         load<T>(b, batch.b, e, first, batch.size, 0.0);
-        load<T>(limit[0], batch.h, m, first, batch.size, __builtin_inf());
-        load<T>(limit[1], batch.h_lower, m, first, batch.size, -__builtin_inf());
-        for (int i = m; i < k; i++)
-            limit[0][i] = V{} + __builtin_inf(), limit[1][i] = V{} - __builtin_inf();
+        load<T>(limit[0], batch.h, m, first, batch.size, infinity());
+        load<T>(limit[1], batch.h_lower, m, first, batch.size, -infinity());
+        T::spread(m, k,
+                  [&](int i) { limit[0][i] = V{} + infinity(), limit[1][i] = V{} - infinity(); });
+        T::meet();
         if (bounded) {
-            load<T>(limit[0] + bounds, batch.ub, n, first, batch.size, __builtin_inf());
-            load<T>(limit[1] + bounds, batch.lb, n, first, batch.size, -__builtin_inf());
+            load<T>(limit[0] + bounds, batch.ub, n, first, batch.size, infinity());
+            load<T>(limit[1] + bounds, batch.lb, n, first, batch.size, -infinity());
         }
         auto one = [](P x) {
             return pick(x <= HUGE_LIMIT, P{}, splat<T>(1.0));
@@ -119,11 +124,12 @@ struct Problem {
             each<T>(count, [&](int j) { at<T>(out, j) = 1.0 / positive_or_one<T>(at<T>(in, j)); });
         };
         const V c = weight / r;
-        for (int j = 0; j < n; j++) units.z[j] = r * M.d[j], units.dual[j] = c * M.d[j];
-        for (int i = 0; i < e; i++) units.nu[i] = M.e_A[i] / c, units.equal[i] = M.e_A[i] / r;
-        for (int i = 0; i < m; i++) units.y[i] = M.e_G[i] / c, units.rows[i] = M.e_G[i] / r;
-        for (int j = 0; bounded && j < n; j++)
+        entries<T>(n, [&](int j) { units.z[j] = r * M.d[j], units.dual[j] = c * M.d[j]; });
+        entries<T>(e, [&](int i) { units.nu[i] = M.e_A[i] / c, units.equal[i] = M.e_A[i] / r; });
+        entries<T>(m, [&](int i) { units.y[i] = M.e_G[i] / c, units.rows[i] = M.e_G[i] / r; });
+        entries<T>(bounded ? n : 0, [&](int j) {
             units.y[bounds + j] = 1.0 / (M.d[j] * c), units.rows[bounds + j] = 1.0 / (M.d[j] * r);
+        });
         inverse_units(units.user_dual, units.dual, n),
             inverse_units(units.user_equal, units.equal, e);
         inverse_units(units.user_rows, units.rows, k);
@@ -134,8 +140,7 @@ struct Problem {
     }
 
     void mark_sides() {
-        for (int r = 0; r < 2; r++) present[r][0] = present[r][1] = false;
-        P count = {};
+        P count = {}, seen[2][2] = {};
         each<T>(k, [&](int j) {
             P up = at<T>(limit[0], j), low = at<T>(limit[1], j), none = P{}, one = splat<T>(1.0);
             at<T>(fixed, j) = pick(up == low, one, none);
@@ -144,10 +149,13 @@ struct Problem {
                 auto finite = size(x) <= HUGE_LIMIT;
                 at<T>(on[s], j) = pick(finite, one - at<T>(fixed, j), none);
                 at<T>(limit[s], j) = pick(finite, x * at<T>(units.rows, j), none);
-                if (any(at<T>(on[s], j) > 0)) present[j * T::pack >= bounds][s] = true;
+                P& known = seen[j * T::pack >= bounds][s];
+                known = greater(at<T>(on[s], j), known);
                 count += at<T>(on[s], j);
             }
         });
+        for (int r = 0; r < 2; r++)
+            for (int s = 0; s < 2; s++) present[r][s] = any(T::max(seen[r][s]) > 0);
         sides = greater(T::sum(count), V{} + 1.0);
     }
 
@@ -155,19 +163,16 @@ struct Problem {
     // multipliers; see _sizes in diffopt/qp/scaling.py.
     V sizes() {
         V q = V{} + M.curvature;
-        V g = {}, needed = {}, far = {};
-        for (int j = 0; j < n; j++) g = greater(size(M.d[j] * p[j]), g);
-        for (int i = 0; i < e; i++) needed = greater(size(M.e_A[i] * b[i]), needed);
-        for (int i = 0; i < k; i++) {
-            if (i >= m && i < bounds) continue;
-            if (i >= bounds + n) break;
-            V unit = i < m ? V{} + M.e_G[i] : V{} + 1.0 / M.d[i - bounds];
-            V up = unit * limit[0][i], low = unit * limit[1][i];
-            needed = greater(greater(low * pick(low <= HUGE_LIMIT, V{} + 1.0, V{}), -up), needed);
+        V g = most_entry<T>(n, [&](int j) { return size(M.d[j] * p[j]); });
+        V needed = most_entry<T>(e, [&](int i) { return size(M.e_A[i] * b[i]); });
+        needed = greater(most_limit([&](V up, V low) {
+                             return greater(low * pick(low <= HUGE_LIMIT, V{} + 1.0, V{}), -up);
+                         }),
+                         needed);
+        const V far = most_limit([&](V up, V low) {
             V a = size(up), z = size(low);
-            far = greater(pick(a <= HUGE_LIMIT, a, V{}), far);
-            far = greater(pick(z <= HUGE_LIMIT, z, V{}), far);
-        }
+            return greater(pick(a <= HUGE_LIMIT, a, V{}), pick(z <= HUGE_LIMIT, z, V{}));
+        });
         V free = pick(q > 0, g / q, V{});
         if (any(q <= 0)) free = pick(q > 0, free, typical());
         V r = pick(far > 0, lesser(free, far), free);
@@ -178,39 +183,49 @@ struct Problem {
         return r;
     }
 
+    // The largest f(upper, lower) of the limits of a row, in the units of the rows.
+    template <class F>
+    V most_limit(F f) const {
+        V out = most_entry<T>(
+            m, [&](int i) { return f(M.e_G[i] * limit[0][i], M.e_G[i] * limit[1][i]); });
+        return greater(most_entry<T>(bounded ? n : 0,
+                                     [&](int j) {
+                                         V unit = V{} + 1.0 / M.d[j];
+                                         return f(unit * limit[0][bounds + j],
+                                                  unit * limit[1][bounds + j]);
+                                     }),
+                       out);
+    }
+
     // The (lower) median of the finite limits that are not zero; 0 if there are none. Only linear
     // programs need it. By bisection: positive numbers are in the order of their bits.
     V typical() {
         V out = {};
         for (int l = 0; l < T::lanes; l++) {
-            const long count = limits_up_to(l, HUGE_LIMIT);
-            long long below = 0,
-                      upto = 0x7ff0000000000000LL;  // bits: the median is in (below, upto]
-            while (count && upto - below > 1) {
+            const double count = limits_up_to(l, HUGE_LIMIT);
+            long long below = 0, upto = BITS_OF_INFINITY;  // the median is in (below, upto]
+            while (count > 0 && upto - below > 1) {
                 const long long middle = below + (upto - below) / 2;
-                double x;
-                __builtin_memcpy(&x, &middle, sizeof x);
-                (limits_up_to(l, x) > (count - 1) / 2 ? upto : below) = middle;
+                const bool beyond = 2.0 * limits_up_to(l, of_bits(middle)) > count - 1.0;
+                (beyond ? upto : below) = middle;
             }
-            double median = 0.0;
-            if (count) __builtin_memcpy(&median, &upto, sizeof median);
-            set_lane(out, l, median);
+            set_lane(out, l, count > 0 ? of_bits(upto) : 0.0);
         }
         return out;
     }
 
     // How many limits of a lane are not zero and at most x, in size.
-    long limits_up_to(int l, double x) const {
-        long out = 0;
-        for (int i = 0; i < k; i++) {
-            if ((i >= m && i < bounds) || i >= bounds + n) continue;
+    double limits_up_to(int l, double x) const {
+        double out = 0;
+        T::spread(0, k, [&](int i) {
+            if ((i >= m && i < bounds) || i >= bounds + n) return;
             const double unit = lane(i < m ? V{} + M.e_G[i] : V{} + 1.0 / M.d[i - bounds], l);
             for (int side = 0; side < 2; side++) {
-                const double a = __builtin_fabs(unit * lane(limit[side][i], l));
+                const double a = size(unit * lane(limit[side][i], l));
                 out += a > 0 && a <= x;
             }
-        }
-        return out;
+        });
+        return T::sum_of_threads(out);
     }
 
     // y = C x, and out += C'y.

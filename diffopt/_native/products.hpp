@@ -8,6 +8,7 @@ namespace diffopt {
 // y = M x for `rows` rows; x and the rows of M are padded with zeros.
 template <class T, class E>
 void multiply(const E* M, int ld, int rows, int n, const typename T::V* x, typename T::V* y) {
+    if constexpr (T::team) return T::multiply(M, ld, rows, n, x, y);
     using P = typename T::P;
     const int w = packs<T>(n);
     int i = 0;
@@ -32,6 +33,7 @@ void multiply(const E* M, int ld, int rows, int n, const typename T::V* x, typen
 template <class T, class E>
 void multiply_transposed(const E* M, int ld, int rows, int n, const typename T::V* y,
                          typename T::V* out) {
+    if constexpr (T::team) return T::multiply_transposed(M, ld, rows, n, y, out);
     using P = typename T::P;
     const int w = packs<T>(n);
     int i = 0;
@@ -53,11 +55,11 @@ void multiply_transposed(const E* M, int ld, int rows, int n, const typename T::
 template <class T, class E, class F>
 INLINE void fill_panel(typename T::V* panel, const E* M, int ld, int count, int i, int rows,
                        F weight) {
-    for (int k = 0; k < count; k++) {
+    entries<T>(count, [&](int k) {
         typename T::V w = weight(k);
         for (int r = 0; r < TILE_ROWS; r++)
             panel[k * TILE_ROWS + r] = r < rows ? w * M[(long)k * ld + i + r] : typename T::V{};
-    }
+    });
 }
 
 // acc_rc += sum over k of panel_kr M_kc, packs j to j + C of each row.

@@ -31,8 +31,9 @@ struct Products {
 // Residuals in diffopt/qp/problem.py). Returned is the worst of them and of the same in these
 // units.
 template <class T, class E>
-typename T::V residuals(const Problem<T, E>& qp, const Blocks<T>& x, const Products<T>& at_x,
-                        typename T::V payment, typename T::V (&out)[3]) {
+OUTLINE typename T::V residuals(const Problem<T, E>& qp, const Blocks<T>& x,
+                                const Products<T>& at_x, typename T::V payment,
+                                typename T::V (&out)[3]) {
     using V = typename T::V;
     using P = typename T::P;
     const Units<T>& u = qp.units;

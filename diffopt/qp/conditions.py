@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..nodes import recorded
-from .arguments import SHAPES
-from .native import outer_products
+from .arguments import SHAPES, shapes_of
+from .cores import Core, Sizes
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,46 @@ class PullBack:
     """u -> u^T dF/dtheta, theta the arguments of `solve_qp` in the order of `SHAPES`.
 
     Attributes:
-        widths: n, e and k.
-        m: rows of G.
+        core: what writes the gradients of samples of their own in one pass.
+        sizes: of the batch.
         shared: whether the samples share an argument, which then gets the sum.
     """
 
-    widths: tuple[int, int, int]
-    m: int
+    core: Core
+    sizes: Sizes
     shared: tuple[bool, ...]
 
     def __call__(
         self, u: Tensor, needed: Sequence[bool], x: Tensor, active: Tensor
     ) -> list[Tensor | None]:
         """The gradients that are `needed`, of the solution `x` and its `active` set of `Lanes`."""
-        plain = not recorded()  # then the core writes all in one pass
+        _, n, m, e, bounded = self.sizes
+        plain = not recorded()
         own = [plain and want and not s for want, s in zip(needed, self.shared, strict=True)]
-        out = outer_products(x, u, active, (*self.widths, self.m), own)
-        if own != list(needed):
-            formulas = _formulas(list(self.widths), self.m, x, active, u)
+        out: list[Tensor | None] = [None] * len(SHAPES)
+        if any(own):
+            out = self._written(u, own, x, active)
+        if any(want and v is None for want, v in zip(needed, out, strict=True)):
+            widths = [n, e, m + n if bounded else m]
+            formulas = _formulas(widths, m, x, active, u)
             for i, name in enumerate(SHAPES):
-                if needed[i] and not own[i]:
+                if needed[i] and out[i] is None:
                     out[i] = formulas[name](self.shared[i])
         return out
+
+    def _written(
+        self, u: Tensor, wanted: Sequence[bool], x: Tensor, active: Tensor
+    ) -> list[Tensor | None]:
+        """What is `wanted` by the core; nothing if that fails."""
+        size, n, m, e, bounded = len(x), *self.sizes[1:]
+        out: list[Tensor | None] = [
+            x.new_empty(size, *shape) if want else None
+            for shape, want in zip(shapes_of(n, m, e).values(), wanted, strict=True)
+        ]
+        x, active = x.contiguous(), active.contiguous()  # what hooks on saved tensors make of them
+        u = u.contiguous().resolve_neg()
+        done = self.core.outer_products((size, n, m, e, bounded), x, u, active, out)
+        return out if done else [None for _ in out]
 
 
 def _formulas(

@@ -1,4 +1,4 @@
-"""From arguments to answer: the short way where the native engine settles, the long one elsewhere.
+"""From arguments to answer: the short way where a compiled core settles, the long one elsewhere.
 
 Nothing is copied, stacked or measured again, which for small problems costs more than the solve.
 The derivative is that of `implicit_root`, as always, of the same conditions.
@@ -18,10 +18,11 @@ from ..tree import put, take
 from .arguments import SHAPES, Data
 from .certificates import no_proof
 from .conditions import PullBack
+from .cores import Lanes, Run
+from .fused import Factors, as_found, core_for, run
 from .interior_point import Setup
 from .kkt import Blocks
 from .layer import Answer, Facts, solve
-from .native import CPU, Factors, Lanes, Run, as_found, run, serves
 from .options import Options
 from .point import settle
 from .problem import QP, Residuals
@@ -30,12 +31,11 @@ from .root import KKTOperator, side_by_side
 
 def solve_data(data: Data, options: Options, warm: Blocks | None) -> Answer:
     """The answer for the problem that `data` describe, by the short way as far as it goes."""
-    if not _plain(data, options):
-        return solve(_problem(data, options), options, warm)
     sizes = (data.batch.numel(), data.n, data.m, data.e, data.bounded)
     wanted = torch.is_grad_enabled() and any(v.requires_grad for v in data.given.values())
-    found = run(data.given, sizes, options.solver, warm, keep=wanted)
-    if found.settled == 0:
+    core = core_for(options.solver, data.like.device) if _plain(options) else None
+    found = run(core, data.given, sizes, options.solver, warm, keep=wanted)
+    if found is None or found.settled == 0:
         return solve(_problem(data, options), options, warm)
     left = (~found.lanes.settled).nonzero().flatten() if found.settled < sizes[0] else None
     if left is not None:
@@ -63,8 +63,9 @@ def _answer(data: Data, found: Run, options: Options) -> Answer:
             return _by_reference(data, options, lanes, samples, v, transpose)
 
         known = None if found.settled == len(x) else lanes.settled
-        operator = Factors(found.tape, found.layout, known, rescue, options.on_failure)
-        pull_back = PullBack(widths, m, shared)
+        rest = found.core, found.layout, known, rescue, options.on_failure
+        operator = Factors(found.tape, *rest)
+        pull_back = PullBack(found.core, found.layout.sizes, shared)
         x = implicit_root_of(x, operator, pull_back, (x, lanes.active), given)
     return Answer(Blocks(*x.split_with_sizes(widths, -1)), _facts(data, lanes))
 
@@ -76,15 +77,15 @@ def _versions(data: Data) -> list[int]:
 
 def _facts(data: Data, lanes: Lanes) -> Facts:
     """What is known of settled samples besides."""
-    n, m, size = data.n, data.m, len(lanes.x)
+    n, m, size, device = data.n, data.m, len(lanes.x), lanes.x.device
     *residuals, error = lanes.facts.unbind(-1)
     return Facts(
-        status=torch.zeros((size,), dtype=torch.int64, device=CPU),
+        status=torch.zeros((size,), dtype=torch.int64, device=device),
         steps=lanes.steps,
         residuals=Residuals(*residuals),
         polished=lanes.polished,
         error=error,
-        weak=torch.zeros((size, m + n), dtype=torch.bool, device=CPU),
+        weak=torch.zeros((size, m + n), dtype=torch.bool, device=device),
         certificate=no_proof(size, n, m, data.e, lanes.x),
     )
 
@@ -107,13 +108,12 @@ def _problem(data: Data, options: Options) -> QP:
     return qp.proximal(options.proximal) if options.proximal else qp
 
 
-def _plain(data: Data, options: Options) -> bool:
+def _plain(options: Options) -> bool:
     """Whether first derivatives of the solutions themselves, in reverse mode, are all."""
     if options.order != 1 or options.smoothing is not None or options.proximal:
         return False
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return False
-    return serves(options.solver, data.like.device)
+    # torch.no_grad does not end the forward mode
+    return not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
 
 
 def _by_reference(

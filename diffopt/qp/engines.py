@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 
 from ..tree import tensors
+from .fused import core_for, find_fused
 from .interior_point import InteriorPoint
 from .kkt import Blocks
-from .native import find_native, serves
 from .problem import QP
-from .reference import Found, find_reference
+from .reference import Found
 
 
 def find(qp: QP, solver: InteriorPoint, warm: Blocks | None = None) -> Found:
     """The solution of each sample of `qp`, or what is known about it: see `find_reference`."""
-    if serves(solver, qp.p.device) and not _wrapped(qp):
-        return find_native(qp, solver, warm)
-    return find_reference(qp, solver, warm)
+    core = core_for(solver, qp.p.device)
+    return find_fused(None if _wrapped(qp) else core, qp, solver, warm)
 
 
 def _wrapped(qp: QP) -> bool:

@@ -46,7 +46,7 @@ from .scaling import Scaling, equilibrate, unscale, unscale_products
 # the next step sees.
 PREDICTOR_RTOL, CORRECTOR_RTOL = 1e-4, 1e-10
 LOG = logging.getLogger("diffopt")
-Engine = Literal["auto", "torch", "native"]
+Engine = Literal["auto", "torch", "native", "cuda"]
 
 
 class Setup(NamedTuple):
@@ -106,8 +106,10 @@ class InteriorPoint:
         verbose: log one line a step to the logger "diffopt", at level INFO; to see them,
             ``logging.basicConfig(level=logging.INFO)``.
         dtype: in which all work is done, torch.float64 or, see `single`, torch.float32.
-        engine: "torch", on any device; "native", compiled, on the CPU, in float64; or "auto", the
-            fastest of those that can do what is asked. The answers are the same.
+        engine: "torch", on any device; "native", compiled, on the CPU, in float64; "cuda", a kernel
+            compiled when it is first needed, on a CUDA device, in float64, for problems whose
+            factor fits the shared memory (n + e up to about 160; larger ones are left to "torch");
+            or "auto", the fastest of those that can do what is asked. The answers are the same.
     """
 
     eps: float = 1e-8

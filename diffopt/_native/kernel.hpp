@@ -1,0 +1,118 @@
+// What a GPU runs: a team for each problem, from the user's data to the answer in one launch, and
+// the solves with the Jacobian of the derivative in another.
+//
+// The memory of a problem: the matrices, and a tape of what the derivative reads besides; both
+// outlive the solve if `keep`. While it works, a team has the tape, and of its other vectors and
+// matrices what there is room for, in fast memory (on a GPU: shared memory).
+#pragma once
+#include "team_factor.hpp"
+//
+#include "gradients.hpp"
+#include "group.hpp"
+
+namespace diffopt {
+
+// One launch. Sample b has its matrices at store + b * (matrix_bytes + tape_bytes), then its tape
+// in memory; without `keep`, team t has there, for all its samples, sample t's place. `work` and
+// `fast` are a team's. Of the derivative: x = J^-1 v, or J^-T v.
+struct Task {
+    Batch batch;
+    Settings settings;
+    Warm warm;
+    Answers answers;
+    char *store, *work;
+    unsigned long matrix_bytes, tape_bytes, work_bytes, fast_bytes;
+    bool keep, transpose;
+    const double* v;
+    double *x, *error;
+    Gradients gradients;
+};
+
+// Bytes a problem needs; `least`: of fast memory.
+struct Needs {
+    unsigned long matrix_bytes, tape_bytes, work_bytes, task_bytes;
+};
+
+constexpr unsigned long ALIGN = 16;  // of what threads load in pairs
+
+INLINE Needs needs_of(const Batch& batch, const Settings& settings) {
+    Needs out{0, 0, 0, sizeof(Task)};
+    for (int diagonal = 0; diagonal < 2; diagonal++) {
+        Arena matrices{nullptr, ALIGN}, tape{nullptr, ALIGN}, work{nullptr, ALIGN};
+        Matrices<Team, double> M;
+        M.carve(matrices, batch.n, batch.m, batch.e, diagonal);
+        tape.take<double>(1);
+        Group<Team, double> group(batch, settings, diagonal);
+        group.carve(tape, work, &M);
+        work.used += Group<Team, double>::room(batch);
+        auto raise = [](unsigned long& a, unsigned long b) { a = a < b ? b : a; };
+        raise(out.matrix_bytes, matrices.used), raise(out.tape_bytes, tape.used);
+        raise(out.work_bytes, work.used);
+        if (batch.m || !batch.bounded) break;
+    }
+    return out;
+}
+
+// Whether this sample's Q is diagonal, and its rows are bounds and equations: see Plan.
+INLINE bool is_diagonal(const Batch& b, long sample) {
+    if (b.m || !b.bounded) return false;
+    const double* Q = b.Q.sample(sample);
+    double off = 0;
+    if (Q) Team::grid(b.n, b.n, [&](int i, int j) { off += i != j && Q[(long)i * b.n + j] != 0; });
+    return Team::sum(off) == 0;
+}
+
+INLINE void copy(char* to, const char* from, unsigned long bytes) {
+    entries<Team>(bytes / sizeof(double),
+                  [&](int i) { ((double*)to)[i] = ((const double*)from)[i]; });
+}
+
+// f(group) with the memory laid out, the tape at `tape`.
+template <class F>
+INLINE void with_group(const Task& task, bool diagonal, char* matrices, char* tape, Arena work,
+                       F f) {
+    Arena matrix_arena{matrices, ALIGN}, tape_arena{tape, ALIGN};
+    tape_arena.take<double>(1);  // whether it is diagonal
+    Matrices<Team, double> M;
+    M.carve(matrix_arena, task.batch.n, task.batch.m, task.batch.e, diagonal);
+    Group<Team, double> group(task.batch, task.settings, diagonal);
+    group.keep = task.keep;
+    group.carve(tape_arena, work, &M);
+    f(group);
+}
+
+// Team `team` of `teams` solves every teams-th problem.
+INLINE void solve(const Task& task, long team, long teams, char* fast) {
+    char* work = task.work + team * task.work_bytes;
+    for (long b = team; b < task.batch.size; b += teams) {
+        char* matrices =
+            task.store + (task.keep ? b : team) * (task.matrix_bytes + task.tape_bytes);
+        const bool diagonal = is_diagonal(task.batch, b);
+        Arena rest{work, ALIGN, fast + task.tape_bytes, task.fast_bytes - task.tape_bytes};
+        with_group(task, diagonal, matrices, fast, rest,
+                   [&](auto& group) { group.run(b, task.warm, task.answers); });
+        if (Team::leads()) *(double*)fast = diagonal;
+        Team::meet();
+        if (task.keep) copy(matrices + task.matrix_bytes, fast, task.tape_bytes);
+    }
+}
+
+INLINE void apply_inverse(const Task& task, long team, long teams, char* fast) {
+    char* work = task.work + team * task.work_bytes;
+    for (long b = team; b < task.batch.size; b += teams) {
+        char* matrices = task.store + b * (task.matrix_bytes + task.tape_bytes);
+        char* tape = matrices + task.matrix_bytes;
+        const bool diagonal = *(const double*)tape != 0;
+        with_group(task, diagonal, matrices, tape, Arena{work, ALIGN, fast, task.fast_bytes},
+                   [&](auto& group) {
+                       group.apply_inverse(b, task.transpose, task.v, task.x, task.error);
+                   });
+    }
+}
+
+INLINE void pull_back(const Task& task, long team, long teams) {
+    for (long b = team; b < task.batch.size; b += teams)
+        pull_back<Team>(task.batch, b, task.answers.x, task.v, task.answers.active, task.gradients);
+}
+
+}  // namespace diffopt

@@ -1,0 +1,202 @@
+"""The cuda engine: a team of threads for each QP, the whole method in one launch.
+
+The kernel is the source of the compiled core (`diffopt/_native/kernel.cu`), compiled when it is
+first needed, for three or four sizes of a team. What it does not settle, the reference engine does.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import sizeof
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .._native import driver, nvrtc
+from .._native.driver import DriverError
+from .._native.launcher import Launcher
+from .._native.nvrtc import CompileError
+from .._native.task import Answers, Batch, Gradients, Needs, Settings, Slice, Task, Warm
+from .arguments import SHAPES
+from .cores import Lanes, Layout, Run, Sizes, packed, room, slice_of
+from .interior_point import InteriorPoint
+from .kkt import Blocks
+
+TEAMS = {32: 4, 64: 1, 128: 1, 256: 1}  # threads of a team: teams of a block
+
+
+class Launches(Protocol):
+    """What runs the kernels of `kernel.cu`.
+
+    Attributes:
+        fast_bytes: of fast memory that a block can have.
+    """
+
+    fast_bytes: int
+
+    def measure(self, task: Task) -> Needs:
+        """What a problem of the sizes in `task` needs."""
+
+    def resident(self, threads: int, teams: int, fast_bytes: int) -> int:
+        """How many teams, of which a block has `teams`, work at the same time."""
+
+    def launch(self, kernel: str, threads: int, teams: int, count: int, task: Task) -> None:
+        """Run `count` teams, `teams` of them a block."""
+
+
+# type of a device: what launches there; why a device has proved unusable
+LAUNCHERS: dict[str, Callable[[torch.device], Launches]] = {"cuda": Launcher}
+FAILED: dict[torch.device, str] = {}
+
+
+def unavailable(solver: InteriorPoint, device: torch.device) -> str | None:
+    """Why the engine cannot serve; None if it can."""
+    if device.type not in LAUNCHERS:
+        return f"it runs on a CUDA device, but p is on {device}"
+    if device.type == "cuda" and (torch.version.cuda is None or not torch.cuda.is_available()):
+        return "torch finds no CUDA device"
+    if solver.dtype != torch.float64:
+        return f"it works in float64, but dtype is {solver.dtype}"
+    return "it does not log its steps, but verbose is True" if solver.verbose else None
+
+
+def absent() -> str | None:
+    """What this machine lacks for the engine; None if nothing."""
+    why = unavailable(InteriorPoint(), torch.device("cuda")) or next(iter(FAILED.values()), None)
+    missing = (where for library, where in (nvrtc.find(), driver.find()) if library is None)
+    return why or next(missing, None)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The `Core` of a CUDA device."""
+
+    device: torch.device
+
+    def fits(self, sizes: Sizes) -> bool:
+        """Whether the factor, and what else the derivative reads, has room in shared memory."""
+        if self.device in FAILED:
+            return False
+        with _Reported(self.device):
+            return _needs(self.device, sizes[1:]).tape_bytes <= _fast_bytes(self.device, sizes)
+        return False
+
+    def solve(
+        self,
+        given: Mapping[str, Tensor],
+        sizes: Sizes,
+        numbers: tuple[float, ...],
+        warm: Blocks | None,
+        keep: bool,
+    ) -> Run | None:
+        held = {k: packed(given[k]) for k in SHAPES if k in given}
+        start = [v.contiguous().resolve_neg() for v in warm] if warm is not None else []
+        lanes, layout = Lanes.empty(sizes, self.device), Layout(sizes, numbers, ())
+        task, count, _work = self._task(layout)  # the memory is held until the kernel is launched
+        for name, v in held.items():
+            setattr(task.batch, name, Slice(*slice_of(v)))
+        task.warm = Warm(*(v.data_ptr() for v in start))
+        task.answers = Answers(*(v.data_ptr() for v in lanes))
+        store = self._room((sizes[0] if keep else count) * (task.matrix_bytes + task.tape_bytes))
+        task.store, task.keep = store.data_ptr(), keep
+        if not self._launch("solve_all", sizes, count, task):
+            return None
+        settled = int(lanes.settled.sum())
+        return Run(self, lanes, settled, layout, store if keep else None)
+
+    def apply_inverse(
+        self, layout: Layout, tape: Tensor, v: Tensor, transpose: bool
+    ) -> tuple[Tensor, Tensor, float]:
+        x, error = torch.zeros_like(v), v.new_ones(v.shape[0])
+        task, count, _work = self._task(layout)
+        task.store, task.transpose = tape.data_ptr(), transpose
+        task.v, task.x, task.error = v.data_ptr(), x.data_ptr(), error.data_ptr()
+        self._launch("apply_inverse_all", layout.sizes, count, task)
+        return x, error, float(error.amax())
+
+    def outer_products(
+        self, sizes: Sizes, x: Tensor, u: Tensor, active: Tensor, out: Sequence[Tensor | None]
+    ) -> bool:
+        task = Task(batch=_batch(sizes), v=u.data_ptr())
+        task.answers.x, task.answers.active = x.data_ptr(), active.data_ptr()
+        task.gradients = Gradients(*(0 if v is None else v.data_ptr() for v in out))
+        return self._launch("pull_back_all", sizes, sizes[0], task)
+
+    def _task(self, layout: Layout) -> tuple[Task, int, Tensor]:
+        """(the sizes, the settings and the memory of the teams; how many teams; that memory)."""
+        sizes = layout.sizes
+        needs, (threads, teams) = _needs(self.device, sizes[1:]), _team(sizes)
+        fast = min(needs.tape_bytes + needs.work_bytes, _fast_bytes(self.device, sizes))
+        resident = _launcher(self.device).resident(threads, teams, fast)
+        count = -(-min(sizes[0], resident) // teams) * teams
+        work = self._room(count * needs.work_bytes)
+        task = Task(
+            batch=_batch(sizes), settings=Settings(*layout.numbers), work=work.data_ptr(),
+            matrix_bytes=needs.matrix_bytes, tape_bytes=needs.tape_bytes,
+            work_bytes=needs.work_bytes, fast_bytes=fast,
+        )  # fmt: skip
+        return task, count, work
+
+    def _room(self, size: int) -> Tensor:
+        return room(self.device, size // 8)
+
+    def _launch(self, kernel: str, sizes: Sizes, count: int, task: Task) -> bool:
+        with _Reported(self.device):
+            _launcher(self.device).launch(kernel, *_team(sizes), count, task)
+            return True
+        return False
+
+
+class _Reported:
+    """In it, a failure of the compiler or of the driver is warned of, and ends the engine."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, trace: object) -> bool:
+        if not isinstance(error, CompileError | DriverError):
+            return False
+        if self.device not in FAILED:
+            FAILED[self.device] = f"it cannot be used on {self.device}: {error}"
+            warnings.warn(
+                f"the cuda engine of solve_qp {FAILED[self.device]}\n"
+                "The torch engine, which is slower, solves instead.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return True
+
+
+@cache
+def _launcher(device: torch.device) -> Launches:
+    return LAUNCHERS[device.type](device)
+
+
+@cache
+def _needs(device: torch.device, sizes: tuple[int, int, int, bool]) -> Needs:
+    """The bytes that a problem of these sizes needs: n, m, e, whether there are bounds."""
+    needs = _launcher(device).measure(Task(batch=_batch((1, *sizes))))
+    assert needs.task_bytes == sizeof(Task), (needs.task_bytes, sizeof(Task))
+    return needs
+
+
+def _batch(sizes: Sizes) -> Batch:
+    return Batch(*sizes)
+
+
+def _team(sizes: Sizes) -> tuple[int, int]:
+    """(threads of a team, teams of a block): a thread for each column of the factor, to 256."""
+    columns = sizes[1] + sizes[3]
+    return next(((k, v) for k, v in TEAMS.items() if columns <= k), (256, 1))
+
+
+def _fast_bytes(device: torch.device, sizes: Sizes) -> int:
+    """The fast memory that a team can have."""
+    return _launcher(device).fast_bytes // _team(sizes)[1] // 16 * 16
