@@ -63,8 +63,10 @@ void load_matrix(typename T::V* out, int ld, const Slice& s, int rows, int n, lo
                  long size) {
     for (int l = 0; l < T::lanes; l++) {
         const double* x = s.sample(sample_of<T>(first, l, size));
-        T::grid(rows, n, [&](int i, int j) {
-            set_lane(out[(long)i * ld + j], l, x ? x[(long)i * n + j] : 0.0);
+        T::grid(rows, n, [&](int i) {
+            return [to = out + (long)i * ld, row = x ? x + (long)i * n : nullptr, l](int j) {
+                set_lane(to[j], l, row ? row[j] : 0.0);
+            };
         });
     }
     T::meet();

@@ -143,9 +143,11 @@ struct Loader {
 
     V largest_of_Q() {
         P out = {}, zero = {};
-        T::grid(diagonal ? 1 : batch.n, packs<T>(batch.n), [&](int i, int j) {
-            P x = packed<T>(M.Q + (long)i * T::stride(batch.n), j);
-            zero += x * 0.0, out = greater(size(x), out);
+        T::grid(diagonal ? 1 : batch.n, packs<T>(batch.n), [&](int i) {
+            return [&, row = M.Q + (long)i * T::stride(batch.n)](int j) {
+                P x = packed<T>(row, j);
+                zero += x * 0.0, out = greater(size(x), out);
+            };
         });
         M.poison += T::sum(zero);
         return T::max(out);
@@ -166,8 +168,10 @@ struct Loader {
     void apply() {
         const int n = batch.n, ld = T::stride(n);
         auto scale = [&](V* X, int count, const V* e) {
-            T::grid(count, packs<T>(n), [&](int i, int j) {
-                at<T>(X + (long)i * ld, j) *= splat<T>(e[i]) * at<T>(M.d, j);
+            T::grid(count, packs<T>(n), [&](int i) {
+                return [row = X + (long)i * ld, a = splat<T>(e[i]), d = M.d](int j) {
+                    at<T>(row, j) *= a * at<T>(d, j);
+                };
             });
         };
         if (diagonal)
@@ -177,8 +181,9 @@ struct Loader {
         scale(M.G, batch.m, M.e_G), scale(M.A, batch.e, M.e_A);
         T::meet();
         if (!diagonal) return;
-        T::grid(batch.e, n, [&](int i, int j) {
-            M.columns[(long)j * T::stride(batch.e) + i] = M.A[(long)i * ld + j];
+        T::grid(batch.e, n, [&](int i) {
+            return [row = M.A + (long)i * ld, to = M.columns + i,
+                    step = T::stride(batch.e)](int j) { to[(long)j * step] = row[j]; };
         });
         T::meet();
     }

@@ -19,14 +19,21 @@ void pull_back(const Batch& batch, long s, const double* x, const double* u,
     const double *z = x + s * N, *nu = z + n, *lam = nu + e, *u_z = u + s * N, *u_nu = u_z + n,
                  *u_y = u_nu + e;
     const signed char* side = active + s * k;
-    auto matrix = [&](double* to, int rows, auto entry) {
+    // a b' + c d', by rows.
+    auto outer = [&](double* to, int rows, auto a, const double* b, auto c, const double* d) {
         double* own = to + s * rows * n;
-        if (to) T::grid(rows, n, [&](int i, int j) { own[i * n + j] = entry(i, j); });
+        if (to)
+            T::grid(rows, n, [&](int i) {
+                return [row = own + i * n, a = a(i), b, c = c(i), d](int j) {
+                    row[j] = a * b[j] + c * d[j];
+                };
+            });
     };
-    matrix(out.Q, n, [&](int i, int j) { return 0.5 * (u_z[i] * z[j] + z[i] * u_z[j]); });
-    matrix(out.G, m,
-           [&](int i, int j) { return lam[i] * u_z[j] + (side[i] ? u_y[i] : 0.0) * z[j]; });
-    matrix(out.A, e, [&](int i, int j) { return nu[i] * u_z[j] + u_nu[i] * z[j]; });
+    auto half = [&](const double* v) { return [v](int i) { return 0.5 * v[i]; }; };
+    auto all = [&](const double* v) { return [v](int i) { return v[i]; }; };
+    outer(out.Q, n, half(u_z), z, half(z), u_z);
+    outer(out.G, m, all(lam), u_z, [&](int i) { return side[i] ? u_y[i] : 0.0; }, z);
+    outer(out.A, e, all(nu), u_z, all(u_nu), z);
     auto vector = [&](double* to, int count, auto entry) {
         double* own = to + s * count;
         if (to) T::spread(0, count, [&](int i) { own[i] = entry(i); });

@@ -53,16 +53,19 @@ struct Independence {
 
     // Lanes with fewer rows are filled up with rows of zeros, of length one.
     void gather() {
-        entries<T>(padded<T>(R), [&](int i) {
-            V square = {};
-            for (int l = 0; l < T::lanes; l++) set_lane(square, l, i < R && filling(i, l));
-            for (int j = 0; j < qp.n; j++) {
-                const V free = qp.bounded ? t[qp.bounds + j] : V{} + 1.0;
-                const V a = entry(i, j);
-                square += a * a, rows[(long)j * ld + i] = a * free;
-            }
-            length[i] = square;
+        T::spread(0, padded<T>(R), [&](int i) {
+            length[i] = V{};
+            for (int l = 0; l < T::lanes; l++) set_lane(length[i], l, i < R && filling(i, l));
         });
+        for (int j = 0; j < qp.n; j++) {  // a thread has the same rows in every turn
+            const V free = qp.bounded ? t[qp.bounds + j] : V{} + 1.0;
+            V* out = rows + (long)j * ld;
+            T::spread(0, padded<T>(R), [&](int i) {
+                const V a = entry(i, j);
+                length[i] += a * a, out[i] = a * free;
+            });
+        }
+        T::meet();
     }
 
     // Entry j of row i: of A, then of the active rows of G; zero beyond.

@@ -58,7 +58,10 @@ INLINE bool is_diagonal(const Batch& b, long sample) {
     if (b.m || !b.bounded) return false;
     const double* Q = b.Q.sample(sample);
     double off = 0;
-    if (Q) Team::grid(b.n, b.n, [&](int i, int j) { off += i != j && Q[(long)i * b.n + j] != 0; });
+    if (Q)
+        Team::grid(b.n, b.n, [&](int i) {
+            return [&off, i, row = Q + (long)i * b.n](int j) { off += i != j && row[j] != 0; };
+        });
     return Team::sum(off) == 0;
 }
 

@@ -122,10 +122,13 @@ struct Alone {
     static INLINE void spread(int begin, int end, F f) {
         for (int j = begin; j < end; j++) f(j);
     }
-    template <class F>
-    static INLINE void grid(int rows, int columns, F f) {
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < columns; j++) f(i, j);
+    // f(j) of every column, with f = row(i), which holds what is the same along a row.
+    template <class Row>
+    static INLINE void grid(int rows, int columns, Row row) {
+        for (int i = 0; i < rows; i++) {
+            auto f = row(i);
+            for (int j = 0; j < columns; j++) f(j);
+        }
     }
     static INLINE void meet() {}
     static INLINE bool leads() { return true; }

@@ -91,10 +91,10 @@ struct Team {
     static INLINE void spread(int begin, int end, F f) {
         ROLLED for (int j = begin + thread(); j < end; j += threads()) f(j);
     }
-    template <class F>
-    static INLINE void grid(int rows, int columns, F f) {
+    template <class Row>
+    static INLINE void grid(int rows, int columns, Row row) {
         ROLLED for (int t = thread(); t < rows * columns; t += threads())
-            f(t / columns, t % columns);
+            row(t / columns)(t % columns);
     }
 
     static OUTLINE double sum(double a) {

@@ -20,9 +20,9 @@ flags=(-O1 -g -std=c++17 -fPIC -shared -pthread -fvisibility=hidden -fno-math-er
     -fno-trapping-math -fno-omit-frame-pointer -Wno-psabi -Wno-ignored-attributes
     -fsanitize=address,undefined -fno-sanitize-recover=all)
 
-build() { # name, further flags
-    "$cxx" "${flags[@]}" "${@:2}" "${includes[@]}" "-DDIFFOPT_MODULE=$1" \
-        diffopt/_native/module.cpp -o "diffopt/_native/$1$suffix"
+build() { # name, source, further flags
+    "$cxx" "${flags[@]}" "${@:3}" "${includes[@]}" "-DDIFFOPT_MODULE=$1" \
+        "diffopt/_native/$2" -o "diffopt/_native/$1$suffix"
 }
 
 check() { # name, what torch calls it, pytest arguments
@@ -39,15 +39,19 @@ check() { # name, what torch calls it, pytest arguments
 }
 
 # Inductor cannot compile for the capability "default"; other processes are not under test.
-skip="test_peers or inductor or every_build or interrupt"
+skip="test_peers or inductor or every_build or interrupt or race or compile"
 (($#)) || set -- tests/qp tests/native -k "native and not ($skip)"
 for line in "base default" "avx2 avx2 -mavx2 -mfma"; do
     read -ra words <<<"$line"
     echo "== ${words[0]}, under the sanitizers"
-    build "${words[0]}" "${words[@]:2}"
+    build "${words[0]}" module.cpp "${words[@]:2}"
     if ! check "${words[@]:0:2}" "$@"; then
         echo "FAILED: ${words[0]}"
         exit 1
     fi
 done
-echo "PASSED: base and avx2"
+echo "== the kernels of the cuda engine, on a CPU"
+build emulation emulation.cpp
+check base default tests/qp tests/native/test_teams.py -k "(cuda or teams) and not ($skip)" ||
+    { echo "FAILED: emulation"; exit 1; }
+echo "PASSED: base, avx2 and the kernels"
