@@ -17,7 +17,7 @@ static void seat_and_run(int count, F f) {
     auto body = [&](int i) {
         seat = {i, count, count > 1 ? &meeting : nullptr};
         f();
-        seat = {0, 1, nullptr};
+        seat = {};
     };
     std::vector<std::thread> others;
     for (int i = 1; i < count; i++) others.emplace_back(body, i);

@@ -17,30 +17,30 @@
 
 namespace diffopt {
 
+// A warp: threads that exchange registers; a span of it: those that share a row.
 #ifdef __CUDACC__
-constexpr int WARP = 32, SPAN = 8;  // threads that exchange registers; of these, on a row
 constexpr unsigned ALL = 0xffffffffu;
 
-INLINE int threads() { return DIFFOPT_THREADS; }
+INLINE constexpr int warp() { return 32; }
+INLINE constexpr int span() { return 8; }
+INLINE constexpr int threads() { return DIFFOPT_THREADS; }
 INLINE int thread() { return threadIdx.x % DIFFOPT_THREADS; }
 INLINE void wait_for_all() {
-    if (DIFFOPT_THREADS == WARP)
+    if (threads() == warp())
         __syncwarp();
     else
         __syncthreads();
 }
-// The partner's number, `distance` away in the warp.
-INLINE double partner(double a, int distance) { return __shfl_xor_sync(ALL, a, distance); }
 INLINE double* mailbox() {
-    __shared__ double room[DIFFOPT_THREADS / WARP];
+    __shared__ double room[DIFFOPT_THREADS / 32];
     return room;
 }
+// The number of the thread that is `distance` away in the warp.
+INLINE double partner(double a, int distance) { return __shfl_xor_sync(ALL, a, distance); }
 #else
-constexpr int WARP = 1, SPAN = 1;
-
-// Where threads of a CPU wait for each other.
+// Where threads of a CPU wait for each other, and leave numbers.
 struct Meeting {
-    explicit Meeting(int count) : expected(count), mail(count) {}
+    explicit Meeting(int count) : expected(count), mail(2 * count) {}
     void wait() {
         std::unique_lock<std::mutex> held(lock);
         const long round = rounds;
@@ -59,20 +59,30 @@ struct Meeting {
 };
 
 struct Seat {
-    int thread, threads;
-    Meeting* meeting;
+    int thread = 0, threads = 1;
+    Meeting* meeting = nullptr;
 };
-inline thread_local Seat seat{0, 1, nullptr};
+inline thread_local Seat seat;
 
 INLINE int threads() { return seat.threads; }
 INLINE int thread() { return seat.thread; }
+// Teams of 4, 8, ... have warps of four.
+INLINE int warp() { return threads() % 4 ? 1 : 4; }
+INLINE int span() { return threads() % 4 ? 1 : 2; }
 INLINE void wait_for_all() {
     if (seat.meeting) seat.meeting->wait();
 }
-INLINE double partner(double a, int) { return a; }
 INLINE double* mailbox() {
     static thread_local double own;
     return seat.meeting ? seat.meeting->mail.data() : &own;
+}
+INLINE double partner(double a, int distance) {
+    double* mail = seat.meeting->mail.data() + threads();
+    mail[thread()] = a;
+    wait_for_all();
+    a = mail[thread() ^ distance];
+    wait_for_all();
+    return a;
 }
 #endif
 
@@ -109,28 +119,28 @@ struct Team {
     // The numbers of all threads, put together in one order: within each warp, then the warps.
     template <class F>
     static INLINE double together(double a, F f) {
-        for (int distance = WARP / 2; distance; distance /= 2) a = f(a, partner(a, distance));
-        if (threads() == WARP) {
+        for (int distance = warp() / 2; distance; distance /= 2) a = f(a, partner(a, distance));
+        if (threads() == warp()) {
             meet();
             return a;
         }
         double* mail = mailbox();
-        if (thread() % WARP == 0) mail[thread() / WARP] = a;
+        if (thread() % warp() == 0) mail[thread() / warp()] = a;
         meet();
         a = mail[0];
-        for (int w = 1; w < threads() / WARP; w++) a = f(a, mail[w]);
+        for (int w = 1; w < threads() / warp(); w++) a = f(a, mail[w]);
         meet();  // all have read it: it may be written again
         return a;
     }
 
-    // f(row, sum over j of term(row, j)), SPAN threads a row; one of them calls f.
+    // f(row, sum over j of term(row, j)), span() threads a row; one of them calls f.
     template <class Term, class F>
     static INLINE void each_row(int rows, int n, Term term, F f) {
-        const int lane = thread() % SPAN, own = thread() / SPAN, step = threads() / SPAN;
+        const int lane = thread() % span(), own = thread() / span(), step = threads() / span();
         for (int first = 0; first < rows; first += step) {
             const int i = first + own;
             double a = 0;
-            for (int j = lane; i < rows && j < n; j += SPAN) term(a, i, j);
+            for (int j = lane; i < rows && j < n; j += span()) term(a, i, j);
             f(i, a, lane == 0 && i < rows);
         }
     }
@@ -140,7 +150,7 @@ struct Team {
                                  double* y) {
         auto term = [&](double& a, int i, int j) { a += M[(long)i * ld + j] * x[j]; };
         each_row(rows, n, term, [&](int i, double a, bool writes) {
-            for (int distance = SPAN / 2; distance; distance /= 2) a += partner(a, distance);
+            for (int distance = span() / 2; distance; distance /= 2) a += partner(a, distance);
             if (writes) y[i] = a;
         });
         meet();
@@ -165,7 +175,7 @@ struct Team {
             a = greater(diffopt::size(M[(long)i * ld + j]) * d[j], a);
         };
         each_row(out ? rows : 0, n, term, [&](int i, double a, bool writes) {
-            for (int distance = SPAN / 2; distance; distance /= 2)
+            for (int distance = span() / 2; distance; distance /= 2)
                 a = greater(a, partner(a, distance));
             if (writes) out[i] = a;
         });

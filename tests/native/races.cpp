@@ -141,9 +141,11 @@ int main() {
     for (const Problems& problems : cases)
         for (unsigned long fast_bytes : {0ul, 1ul << 20}) {
             Numbers truth = solved(problems, 1, fast_bytes);
-            Numbers found = solved(problems, 4, fast_bytes);
-            for (size_t i = 0; i < truth.size(); i++)
-                worst = fmax(worst, fabs(truth[i] - found[i]) / (1 + fabs(truth[i])));
+            for (int threads : {3, 4, 8}) {  // no warps, one, two
+                Numbers found = solved(problems, threads, fast_bytes);
+                for (size_t i = 0; i < truth.size(); i++)
+                    worst = fmax(worst, fabs(truth[i] - found[i]) / (1 + fabs(truth[i])));
+            }
             for (long i = 1; i <= 2 * problems.size; i++)
                 settled = fmin(settled, truth[truth.size() - i]);
         }

@@ -35,7 +35,7 @@ SHAPES = {
     "equations": random_qp(9, 0, 4, batch=(3,)),
     "nothing but Q": random_qp(8, batch=(3,)),
     "one unknown": random_qp(1, 1, batch=(3,)),
-    "large": random_qp(70, 70, 5, batch=(2,)),
+    "large": random_qp(45, 40, 5, batch=(1,)),
 }
 
 
@@ -50,7 +50,7 @@ def same(one, other):
 
 
 @needs_kernels
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("threads", [1, 3, 8])
 @pytest.mark.parametrize("name", SHAPES)
 def test_any_number_of_threads_gives_the_answers_of_the_torch_engine(name, threads):
     sol, grads = by_emulation(name, threads=threads)
