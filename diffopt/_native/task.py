@@ -61,14 +61,16 @@ class Task(Structure):
         ("batch", Batch), ("settings", Settings), ("warm", Warm), ("answers", Answers),
         ("store", Address), ("work", Address),
         ("matrix_bytes", c_ulong), ("tape_bytes", c_ulong), ("work_bytes", c_ulong),
-        ("fast_bytes", c_ulong), ("keep", c_bool), ("transpose", c_bool),
+        ("fast_bytes", c_ulong),
+        ("keep", c_bool), ("fast_matrices", c_bool), ("transpose", c_bool),
         ("v", Address), ("x", Address), ("error", Address), ("gradients", Gradients),
     ]  # fmt: skip
 
 
 class Needs(Structure):
-    """Bytes that a problem needs, and those of a `Task`."""
+    """Bytes that a problem needs, some of its work only for a moment, and those of a `Task`."""
 
     _fields_ = [
-        (name, c_ulong) for name in ("matrix_bytes", "tape_bytes", "work_bytes", "task_bytes")
-    ]
+        ("matrix_bytes", c_ulong), ("tape_bytes", c_ulong), ("work_bytes", c_ulong),
+        ("moment_bytes", c_ulong), ("task_bytes", c_ulong),
+    ]  # fmt: skip

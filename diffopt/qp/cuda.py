@@ -93,18 +93,29 @@ class Kernels:
         warm: Blocks | None,
         keep: bool,
     ) -> Run | None:
+        with _Reported(self.device):
+            return self._solve(given, sizes, numbers, warm, keep)
+        return None
+
+    def _solve(
+        self,
+        given: Mapping[str, Tensor],
+        sizes: Sizes,
+        numbers: tuple[float, ...],
+        warm: Blocks | None,
+        keep: bool,
+    ) -> Run:
         held = {k: packed(given[k]) for k in SHAPES if k in given}
         start = [v.contiguous().resolve_neg() for v in warm] if warm is not None else []
         lanes, layout = Lanes.empty(sizes, self.device), Layout(sizes, numbers, ())
-        task, count, _work = self._task(layout)  # the memory is held until the kernel is launched
+        task, count, _work = self._task(layout)  # what is held until the kernel is launched
         for name, v in held.items():
             setattr(task.batch, name, Slice(*slice_of(v)))
         task.warm = Warm(*(v.data_ptr() for v in start))
         task.answers = Answers(*(v.data_ptr() for v in lanes))
         store = self._room((sizes[0] if keep else count) * (task.matrix_bytes + task.tape_bytes))
         task.store, task.keep = store.data_ptr(), keep
-        if not self._launch("solve_all", sizes, count, task):
-            return None
+        _launcher(self.device).launch("solve_all", *_team(sizes), count, task)
         settled = int(lanes.settled.sum())
         return Run(self, lanes, settled, layout, store if keep else None)
 
@@ -113,7 +124,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, float]:
         x, error = torch.zeros_like(v), v.new_ones(v.shape[0])
         task, count, _work = self._task(layout)
-        task.store, task.transpose = tape.data_ptr(), transpose
+        task.store, task.transpose, task.fast_matrices = tape.data_ptr(), transpose, False
         task.v, task.x, task.error = v.data_ptr(), x.data_ptr(), error.data_ptr()
         self._launch("apply_inverse_all", layout.sizes, count, task)
         return x, error, float(error.amax())
@@ -130,14 +141,18 @@ class Kernels:
         """(the sizes, the settings and the memory of the teams; how many teams; that memory)."""
         sizes = layout.sizes
         needs, (threads, teams) = _needs(self.device, sizes[1:]), _team(sizes)
-        fast = min(needs.tape_bytes + needs.work_bytes, _fast_bytes(self.device, sizes))
-        resident = _launcher(self.device).resident(threads, teams, fast)
-        count = -(-min(sizes[0], resident) // teams) * teams
+        least = needs.tape_bytes + needs.work_bytes - needs.moment_bytes
+        most, resident = _fast_bytes(self.device, sizes), _launcher(self.device).resident
+        # The matrices, too, if then all problems can be worked on at once.
+        whole = least + needs.matrix_bytes
+        fast_matrices = whole <= most and resident(threads, teams, whole) >= sizes[0]
+        fast = whole if fast_matrices else min(least, most)
+        count = -(-min(sizes[0], resident(threads, teams, fast)) // teams) * teams
         work = self._room(count * needs.work_bytes)
         task = Task(
             batch=_batch(sizes), settings=Settings(*layout.numbers), work=work.data_ptr(),
             matrix_bytes=needs.matrix_bytes, tape_bytes=needs.tape_bytes,
-            work_bytes=needs.work_bytes, fast_bytes=fast,
+            work_bytes=needs.work_bytes, fast_bytes=fast, fast_matrices=fast_matrices,
         )  # fmt: skip
         return task, count, work
 

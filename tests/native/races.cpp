@@ -84,7 +84,8 @@ static Numbers solved(const Problems& problems, int threads, unsigned long fast_
     const int n = batch.n, m = batch.m, e = batch.e, k = m + (batch.bounded ? n : 0);
     const long size = batch.size, N = n + e + k, teams = 2;
     Needs needs = needs_of(batch, settings);
-    if (fast_bytes < needs.tape_bytes) fast_bytes = needs.tape_bytes;
+    const bool fast_matrices = fast_bytes > 0;
+    if (!fast_matrices) fast_bytes = needs.tape_bytes;
     Numbers store(size * (needs.matrix_bytes + needs.tape_bytes) / 8), facts(4 * size);
     Numbers work(teams * needs.work_bytes / 8 + 2), fast(fast_bytes / 8 + 2), error(size);
     Numbers x(size * N), v(size * N, 1.0), solves[2] = {v, v}, gradients[9];
@@ -98,6 +99,7 @@ static Numbers solved(const Problems& problems, int threads, unsigned long fast_
     task.store = (char*)store.data(), task.work = (char*)work.data();
     task.matrix_bytes = needs.matrix_bytes, task.tape_bytes = needs.tape_bytes;
     task.work_bytes = needs.work_bytes, task.fast_bytes = fast_bytes;
+    task.fast_matrices = fast_matrices;
     task.answers = {x.data(),     facts.data(),        active.data(),
                     steps.data(), (bool*)flags.data(), (bool*)flags.data() + size};
     task.v = v.data(), task.error = error.data();
@@ -120,7 +122,7 @@ static Numbers solved(const Problems& problems, int threads, unsigned long fast_
     };
     by_team([&](long team) { solve(task, team, teams, (char*)fast.data()); });
     for (int way = 0; way < 2; way++) {
-        task.transpose = way, task.x = solves[way].data();
+        task.transpose = way, task.x = solves[way].data(), task.fast_matrices = false;
         by_team([&](long team) { apply_inverse(task, team, teams, (char*)fast.data()); });
     }
     by_team([&](long team) { pull_back(task, team, teams); });
