@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from qp_cpu import machine
+from machine import machine
 from torch import Tensor
 from torchdeq import get_deq
 from tqdm import tqdm

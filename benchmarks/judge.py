@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+# The solution, and the gradient of its weighted sum with respect to each leaf.
+Truth = tuple[Tensor, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,17 @@ class Problem:
         """The arguments that require a gradient."""
         return {k: v for k, v in self.arguments().items() if v is not None and v.requires_grad}
 
+    def to(self, device: torch.device) -> Problem:
+        """The same problem on `device`, with leaves of its own."""
+        held = {k: v for k, v in self.arguments().items() if v is not None}
+        there = {k: v.detach().to(device).requires_grad_(v.requires_grad) for k, v in held.items()}
+        return replace(self, **there)
+
     def rows(self) -> tuple[Tensor, Tensor]:
         """G and h with the rows of the bounds, views with a batch dimension each."""
         if self.nonneg:
             assert self.G is None
-            eye = torch.eye(self.p.shape[1])
+            eye = torch.eye(self.p.shape[1]).to(self.p)
             return -self.batched(eye), torch.zeros_like(self.p)
         empty = self.p.new_zeros(len(self.p), 0, self.p.shape[1])
         return (empty, empty[..., 0]) if self.G is None else (self.batched(self.G), self.h)
@@ -71,6 +80,19 @@ def random_problem(batch: int, n: int, m: int, e: int) -> Problem:
     return Problem(*(v.requires_grad_() for v in (Q, p, *rows)))
 
 
+def optnet_problem(batch: int, n: int, m: int, _: int) -> Problem:
+    """The problem that the paper on OptNet is timed with: L and s uniform, Q = LL' + I/1000.
+
+    Source: Amos & Kolter, "OptNet", ICML 2017, section 4; the data are those of the authors'
+    `prof-gurobi.py` in qpth, with draws of our own.
+    """
+    draw = torch.Generator().manual_seed(n + m)
+    L, s = torch.rand(batch, n, n, generator=draw), torch.rand(batch, m, generator=draw)
+    G, x, p = (torch.randn(batch, *k, generator=draw) for k in ((m, n), (n, 1), (n,)))
+    Q, h = L @ L.mT + 1e-3 * torch.eye(n), (G @ x).squeeze(-1) + s
+    return Problem(*(v.requires_grad_() for v in (Q, p, G, h)))
+
+
 def sudoku_layer(batch: int, n: int, _: int, e: int) -> Problem:
     """Q and A shared, z >= 0; A is learnt, and so are b and p."""
     draw = torch.Generator().manual_seed(n + e)
@@ -80,7 +102,7 @@ def sudoku_layer(batch: int, n: int, _: int, e: int) -> Problem:
     return Problem(0.1 * torch.eye(n), p, A=A, b=b, nonneg=True)
 
 
-def exact(a: Problem, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def exact(a: Problem, z: Tensor) -> Truth:
     """The solution whose active set is that of z, checked, and the gradients of its weighted sum.
 
     The rows of G that are not active have the equation lam = 0 instead of Gz = h.
@@ -101,25 +123,23 @@ def violation(a: Problem, z: Tensor) -> float:
     """The largest violation of a constraint at z."""
     (G, h), (A, b) = a.rows(), a.equations()
     inside, on = ((M @ z.unsqueeze(-1)).squeeze(-1) - v for M, v in ((G, h), (A, b)))
-    return float(torch.cat([inside.clamp(min=0), on.abs()], 1).max())
+    return float(torch.cat([inside.clamp(min=0), on.abs()], 1).detach().max())
 
 
 @functools.cache
-def weights(shape: torch.Size) -> Tensor:
+def weights(shape: torch.Size, device: torch.device) -> Tensor:
     """Of the entries of z in the loss: fixed, different, of both signs."""
-    return torch.linspace(-1, 1, shape.numel()).mul(37).sin().view(shape)
+    return torch.linspace(-1, 1, shape.numel()).mul(37).sin().view(shape).to(device)
 
 
 def gradients(a: Problem, z: Tensor) -> dict[str, Tensor]:
     """Of the weighted sum of z, with respect to every leaf: the backward pass."""
     leaves = a.leaves()
-    grads = torch.autograd.grad((z * weights(z.shape)).sum(), list(leaves.values()))
+    grads = torch.autograd.grad((z * weights(z.shape, z.device)).sum(), list(leaves.values()))
     return dict(zip(leaves, grads, strict=True))
 
 
-def errors(
-    a: Problem, forward: Callable[[], Tensor], truth: tuple[Tensor, dict[str, Tensor]]
-) -> dict:
+def errors(a: Problem, forward: Callable[[], Tensor], truth: Truth) -> dict:
     """How far a contender's answer and gradients are from the exact ones."""
     z = forward()
     apart = []

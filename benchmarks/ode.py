@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 import torchdiffeq
 import torchode
-from qp_cpu import machine
+from machine import machine
 from torch import Tensor, nn
 from tqdm import tqdm
 

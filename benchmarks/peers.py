@@ -3,9 +3,12 @@
 A contender is a function of a `Problem` that sets up, once, and returns the forward pass: a
 function of nothing that gives z `(B, n)`, with a graph to the leaves of the problem.
 
-    native, torch     diffopt, its two engines
-    moreau            moreau.torch.Solver, solver="active_set", its own choice for these problems
-    moreau_ipm        the same, solver="ipm", which it advises for smooth gradients, at 1e-10
+    cuda, native, torch   diffopt, its engines; to the CPU, where native runs, the arguments are
+                      copied, and the answer back, as part of the time
+    moreau            moreau.torch.Solver, solver="active_set", its own choice for these problems,
+                      on the CPU, wherever the arguments are
+    moreau_ipm        the same, solver="ipm", which it advises for smooth gradients, at 1e-10, on
+                      the device of the arguments
     qplayer           proxsuite.torch.qplayer, eps 1e-9, regularisation of the backward pass 1e-9
                       (of 1e-6 it returns gradients with an error of 1e-5, in the same time), OpenMP
                       on all cores (by itself it takes half of them)
@@ -47,10 +50,17 @@ def ours(name: str) -> Callable[[Problem], Forward]:
     """diffopt with that engine."""
 
     def build(a: Problem) -> Forward:
-        given, solver = a.arguments() | ({"lb": 0.0} if a.nonneg else {}), engine(name)
-        return lambda: diffopt.solve_qp(**given, solver=solver).z
+        solver = engine(name)
+        return lambda: answer(a, solver).z.to(a.p.device)
 
     return build
+
+
+def answer(a: Problem, solver: diffopt.InteriorPoint) -> diffopt.QPSolution:
+    """The whole answer of diffopt, on the device where `solver` runs."""
+    home = torch.device("cpu") if solver.engine == "native" else a.p.device
+    given = {k: v.to(home) for k, v in a.arguments().items() if v is not None}
+    return diffopt.solve_qp(**given, **({"lb": 0.0} if a.nonneg else {}), solver=solver)
 
 
 def moreau(method: str) -> Callable[[Problem], Forward]:
@@ -64,7 +74,8 @@ def moreau(method: str) -> Callable[[Problem], Forward]:
         exact = package.ActiveSetSettings(primal_tol=1e-10, iter_limit=10_000)
         close = package.IPMSettings(tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
         settings = package.Settings(
-            solver=method, device="cpu", batch_size=batch, enable_grad=True,
+            solver=method, device="cpu" if method == "active_set" else a.p.device.type,
+            batch_size=batch, enable_grad=True,
             active_set_settings=exact, ipm_settings=close,
         )  # fmt: skip
         cones = package.Cones(num_zero_cones=e, num_nonneg_cones=m)
@@ -167,6 +178,7 @@ def cvxpylayers(solver: str | None) -> Callable[[Problem], Forward]:
 
 # name: (what to import, how to build)
 CONTENDERS: dict[str, tuple[str, Callable[[Problem], Forward]]] = {
+    "cuda": ("diffopt", ours("cuda")),
     "native": ("diffopt", ours("native")),
     "torch": ("diffopt", ours("torch")),
     "moreau": ("moreau", moreau("active_set")),

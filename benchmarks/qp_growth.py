@@ -8,11 +8,8 @@ e = n / 5 equations, for n = 10 to 400 at a fixed batch, and for batches of 1 to
 and 50; and of the forward pass the rate of arithmetic, against that of torch.bmm in float64 for
 matrices of the same n on the same machine and threads, which is as fast as arithmetic gets there.
 
-The estimate of the arithmetic, in multiplications and additions: a step of the interior point
-forms Q + G'WG, m n^2, factorises it, n^3 / 3, solves for the e equations, n^2 e, forms and
-factorises their Schur complement, n e^2 + e^3 / 3, and solves twice (predictor and corrector) with
-products with Q, G and A, each 2 (n^2 + n e) + 2 n (n + 2 m + 2 e); that times the mean number of
-steps is the useful work. Setting up, polishing and the check of the answer are not in it.
+The rate is that of the useful work: `arithmetic.flops` of a step times the mean number of steps.
+Setting up, polishing and the check of the answer are not in it.
 
 Limits: the number of steps is what `QPSolution.iterations` says; the estimate is of a textbook
 method, so the rate is one of useful work, and no count of what the processor did. Best of the
@@ -29,9 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from arithmetic import flops
 from judge import gradients, random_problem
+from machine import machine
 from peers import engine, ours
-from qp_cpu import machine
 from tqdm import tqdm
 
 import diffopt
@@ -43,13 +41,6 @@ BATCHES = {10: 10_000, 50: 1000}  # n: the largest batch
 def steps(top: int) -> list[int]:
     """1, 3, 10, 30, ... up to `top`."""
     return [b for k in range(5) for b in (10**k, 3 * 10**k) if b <= top]
-
-
-def flops(n: int, m: int, e: int) -> float:
-    """Of one step of the interior point, for one problem; see above."""
-    factors = m * n**2 + n**3 / 3 + n**2 * e + n * e**2 + e**3 / 3
-    solves = 2 * (2 * (n**2 + n * e) + 2 * n * (n + 2 * m + 2 * e))
-    return factors + solves
 
 
 def median(call: Callable[[], object], budget: float) -> float:

@@ -36,7 +36,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from qp_cpu import machine
+from machine import machine
 from torch import Tensor
 from tqdm import tqdm
 
