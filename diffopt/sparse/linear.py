@@ -7,8 +7,8 @@ Equilibrated to S K S with rows of size one, it is solved in one of two ways:
   1995). Refinement against K itself takes the delta out again.
 * by MINRES, preconditioned by diagonals, restarted on what is left.
 
-Random patterns fill in: at n = 10,000 with ten entries a row the factor is dense, and takes
-minutes, where MINRES needs 200 products. Chains, grids and banded matrices hardly fill in, but are
+Random patterns fill in: at n = 10,000 with ten entries a row the factor is dense, about n^3 / 3
+operations, where MINRES needs some hundred products. Chains, grids and banded matrices hardly fill in, but are
 often ill-conditioned. So the fill is bounded from above first (see `arithmetic`).
 
 K may be singular, if the right-hand side is in its range: both ways then find a solution.
