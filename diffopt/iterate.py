@@ -84,8 +84,8 @@ def iterate(
             since = torch.where(better, 0, since + 1)
         before, ends = running, _ends(now, running, everyone, since, patience)
         if ends is not None:
-            ending, proved = _ending(now)
-            status, steps = torch.where(ends, ending, status), torch.where(ends, k, steps)
+            end, proved = ending(now)
+            status, steps = torch.where(ends, end, status), torch.where(ends, k, steps)
             running, better = running & ~ends, better | (ends & proved)
         if everyone and bool(better.all()):
             best, best_error = state, now.error
@@ -120,15 +120,15 @@ def _ends(
     return ends if bool(ends.any()) else None
 
 
-def _ending(now: Measure) -> tuple[Tensor, Tensor]:
+def ending(now: Measure) -> tuple[Tensor, Tensor]:
     """How samples end that do not go on, and which end by a verdict.
 
     Convergence outranks a verdict, which outranks a stall.
     """
     limit, failure = int(Status.ITERATION_LIMIT), int(Status.NUMERICAL_FAILURE)
-    ending = torch.where(now.error.isfinite(), limit, failure)
-    proved = torch.zeros_like(ending, dtype=torch.bool)
+    end = torch.where(now.error.isfinite(), limit, failure)
+    proved = torch.zeros_like(end, dtype=torch.bool)
     if now.verdict is not None:
         proved = (now.verdict >= 0) & ~(now.error <= 1)
-        ending = torch.where(proved, now.verdict, ending)
-    return torch.where(now.error <= 1, int(Status.CONVERGED), ending), proved
+        end = torch.where(proved, now.verdict, end)
+    return torch.where(now.error <= 1, int(Status.CONVERGED), end), proved

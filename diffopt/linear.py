@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ._native import kernel
 from .iterate import Measure, iterate
+from .product import full, product
 from .solution import Solution, Status, check_positive
 
 Matvec = Callable[[Tensor], Tensor]
@@ -139,7 +140,7 @@ def _krylov_correction(apply: Matvec, r: Tensor, width: int, goal: Tensor) -> Te
     H = torch.where(mine.unsqueeze(-2), H, none)
     bad = ~H.isfinite().flatten(1).all(-1)  # a NaN must not reach the LAPACK driver
     y = _least_squares(torch.where(bad[:, None, None], none, H), rhs)
-    d = (V[:, :k].mT @ y.unsqueeze(-1)).squeeze(-1)
+    d = product(V[:, :k].mT, y.unsqueeze(-1)).squeeze(-1)
     return torch.where(bad.unsqueeze(-1), torch.nan, d)
 
 
@@ -177,8 +178,8 @@ def _extend(V: Tensor, H: Tensor, k: int, w: Tensor) -> None:
     """Write row k of V and column k - 1 of H for w = A V_(k-1)."""
     basis, scale = V[:, :k], batched_norm(w)
     for _ in range(2):  # twice is enough (Kahan-Parlett): orthogonal to rounding
-        c = basis @ w.unsqueeze(-1)
-        w = w - (basis.mT @ c).squeeze(-1)
+        c = product(basis, w.unsqueeze(-1))
+        w = w - product(basis.mT, c).squeeze(-1)
         H[:, :k, k - 1] += c.squeeze(-1)
     rest = batched_norm(w)
     rest = torch.where(rest > 1e-14 * scale, rest, 0.0)
@@ -195,18 +196,18 @@ def _least_squares(H: Tensor, rhs: Tensor) -> Tensor:
     Q, R = torch.linalg.qr(H)
     diagonal = R.diagonal(dim1=-2, dim2=-1).abs()
     if bool((diagonal > 1e-10 * diagonal.amax(-1, keepdim=True)).all()):
-        c = Q.mT @ rhs.unsqueeze(-1)
-        return torch.linalg.solve_triangular(R, c, upper=True).squeeze(-1)
+        c = product(Q.mT, rhs.unsqueeze(-1))
+        return full(torch.linalg.solve_triangular, R, c, upper=True).squeeze(-1)
     return _least_norm(H, rhs)
 
 
 def _least_norm(H: Tensor, rhs: Tensor) -> Tensor:
     """Minimum-norm least-squares solution through the singular values, rank cut at 1e-14."""
     U, sigma, Vh = torch.linalg.svd(H, full_matrices=False)
-    c = (U.mT @ rhs.unsqueeze(-1)).squeeze(-1)
+    c = product(U.mT, rhs.unsqueeze(-1)).squeeze(-1)
     keep = sigma > 1e-14 * sigma[:, :1]
     c = torch.where(keep, c / sigma, 0.0)
-    return (Vh.mT @ c.unsqueeze(-1)).squeeze(-1)
+    return product(Vh.mT, c.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -256,8 +257,8 @@ def _mixed(points: list[Tensor], gaps: list[Tensor]) -> Tensor:
     dX = torch.stack([a - x for a in points[:-1]], -1)
     bad = ~(dG.isfinite().flatten(1).all(-1) & g.isfinite().all(-1))
     weight = _least_norm(torch.where(bad[:, None, None], 0.0, dG), -g).unsqueeze(-1)
-    mixed = (x.unsqueeze(-1) + dX @ weight + g.unsqueeze(-1) + dG @ weight).squeeze(-1)
-    return torch.where(bad.unsqueeze(-1), torch.nan, mixed)
+    moved = x.unsqueeze(-1) + product(dX, weight) + g.unsqueeze(-1) + product(dG, weight)
+    return torch.where(bad.unsqueeze(-1), torch.nan, moved.squeeze(-1))
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,20 @@ ARROWS = {
     "solution": set(),
     "tree": set(),
     "state": set(),
+    "device": set(),
+    "product": {"device"},
     "iterate": {"solution"},
-    "linear": {"_native", "iterate", "solution"},
+    "replay": {"device", "tree"},
+    "unattended": {"device", "iterate", "replay", "solution", "tree"},
+    "linear": {"_native", "iterate", "product", "solution"},
     "operators": {"linear", "solution", "tree"},
     "nodes": {"operators", "solution"},
     "implicit": {"nodes", "operators"},
     "backward": {"implicit", "linear", "operators", "solution"},
     "_native": set(),
     "qp": {
-        "_native", "implicit", "nodes", "operators", "iterate", "linear", "solution", "tree",
+        "_native", "device", "implicit", "nodes", "operators", "iterate", "linear", "product",
+        "solution", "tree", "unattended",
     },
     "sparse": {"implicit", "operators", "optional", "qp", "solution"},
     "fixed_point": {
@@ -49,7 +54,7 @@ ARROWS = {
 # inside diffopt/qp, lowest first: a file may import those before it
 QP_ORDER = [
     "problem", "arguments", "stack", "diagnosis", "scaling", "factors", "structure", "kkt",
-    "newton", "start", "certificates", "interior_point", "options", "polish", "homogeneous",
+    "newton", "start", "certificates", "interior_point", "options", "path", "polish", "homogeneous",
     "reference", "cores", "native", "cuda", "fused", "conditions", "engines", "dependence",
     "degeneracy", "point", "smooth", "engine", "root", "lpgd", "layer", "relaxed", "direct",
     "answer", "eager", "compiled", "__init__",

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..product import full, product
 from ..solution import Status
 from ..tree import put, take
 from .newton import Iterate, Ray, Sides
@@ -101,18 +102,26 @@ def _in_units(qp: QP, scaling: Scaling, sides: Sides, nu: Tensor, y: Tensor) -> 
 def verdict(qp: QP, sides: Sides, x: Iterate, products: Products, tolerance: float) -> Tensor:
     """`(B)`: the `Status` of an infeasibility that the iterate proves, or -1."""
     out = torch.full(x.z.shape[:1], -1, device=x.z.device)
-    # The iterates of an unbounded problem approach z_0 + growing multiples of a ray, so the ray is
-    # in their change, free of z_0; at the first step the change is from zero: z itself.
-    change = Ray(*(a - b for a, b in zip(Ray.of(x.z, products), x.last, strict=True)))
-    for suspects, prove, kind in (
-        (_is_ray(qp, change, tolerance), _ray, Status.DUAL_INFEASIBLE),
-        (_is_farkas(qp, sides, x, products, tolerance), _multipliers, Status.PRIMAL_INFEASIBLE),
+    ray, farkas = suspects(qp, sides, x, products, tolerance)
+    for suspected, prove, kind in (
+        (ray, _ray, Status.DUAL_INFEASIBLE),
+        (farkas, _multipliers, Status.PRIMAL_INFEASIBLE),
     ):
-        some = suspects.nonzero().flatten()
+        some = suspected.nonzero().flatten()
         if len(some):
             *_, holds = prove(take(qp, some), take(sides, some), take(x, some))
             out[some] = torch.where(holds, int(kind), out[some])
     return out
+
+
+def suspects(
+    qp: QP, sides: Sides, x: Iterate, products: Products, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Samples that may hold a ray, and those that may hold multipliers that prove, bool `(B,)`."""
+    # The iterates of an unbounded problem approach z_0 + growing multiples of a ray, so the ray is
+    # in their change, free of z_0; at the first step the change is from zero: z itself.
+    change = Ray(*(a - b for a, b in zip(Ray.of(x.z, products), x.last, strict=True)))
+    return _is_ray(qp, change, tolerance), _is_farkas(qp, sides, x, products, tolerance)
 
 
 def _is_farkas(qp: QP, sides: Sides, x: Iterate, products: Products, tolerance: float) -> Tensor:
@@ -176,6 +185,6 @@ def _nearest_null(M: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """(the vector nearest to v with M v = 0 up to rounding, whether it is near)."""
     out = v
     for _ in range(2):  # the second pass takes out the rounding of the first
-        step = torch.linalg.pinv(M, rtol=digits(RANK, v.dtype)) @ (M @ out.unsqueeze(-1))
-        out = out - step.squeeze(-1)
+        inverse = full(torch.linalg.pinv, M, rtol=digits(RANK, v.dtype))
+        out = out - product(inverse, product(M, out.unsqueeze(-1))).squeeze(-1)
     return out, largest(out - v) <= largest(v) / 2

@@ -61,6 +61,8 @@ def unavailable(solver: InteriorPoint, device: torch.device) -> str | None:
         return "torch finds no CUDA device"
     if solver.dtype != torch.float64:
         return f"it works in float64, but dtype is {solver.dtype}"
+    if solver.cuda_graph:
+        return "it has no graphs, which cuda_graph=True asks the torch engine for"
     return "it does not log its steps, but verbose is True" if solver.verbose else None
 
 

@@ -21,13 +21,16 @@ horizontal linear complementarity problem" (Math. Oper. Res. 21(4), 1996).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..iterate import Measure, iterate
-from ..solution import Solution, Status
+from ..iterate import Measure
+from ..product import product
+from ..solution import Status
+from ..unattended import Limits, run
 from .dependence import Dependence, places
 from .engines import find
 from .interior_point import InteriorPoint
@@ -55,17 +58,22 @@ def central_weights(family: KKTFamily, strict: Tensor, weak: Tensor, at_upper: T
         upper=upper,
     )
     tangent, sides = replace(family, qp=qp), Sides.of(qp)
-    found = _center(tangent, sides)
+    found = run(_Centring(tangent, sides), origin(qp, sides))
     exists = (found.status == int(Status.CONVERGED)).unsqueeze(-1)
     t = torch.where(exists, weights(sides, found.value), 0.0)
     return torch.where(strict, 0.0, torch.where(weak, t, 1.0))
 
 
-def _center(family: KKTFamily, sides: Sides) -> Solution:
-    """The point with s y = 1, by damped Newton steps."""
-    qp = family.qp
+@dataclass(frozen=True)
+class _Centring:
+    """The way to the points with s y = 1, by damped Newton steps: a `Task` of `unattended`."""
 
-    def measure(x: Iterate) -> Measure:
+    family: KKTFamily
+    sides: Sides
+    limits: ClassVar[Limits] = Limits(max_steps=40, patience=8)
+
+    def measure(self, x: Iterate) -> Measure:
+        qp, sides = self.family.qp, self.sides
         found = qp.products(x.z, x.nu, x.multipliers())
         rest = residual(qp, sides, x, found)
         off = (x.s * x.y - 1) * sides.on
@@ -76,11 +84,18 @@ def _center(family: KKTFamily, sides: Sides) -> Solution:
             torch.maximum(error, largest(off.flatten(1))) / digits(1e-10, error.dtype), None, found
         )
 
-    def step(x: Iterate, found: Products) -> Iterate:
-        one = torch.ones_like(x.z[:, 0])
-        return centred(family, sides, x, found, one, digits(1e-12, x.z.dtype))
+    def suspects(self, x: Iterate, found: Products) -> None:
+        return None
 
-    return iterate(measure, step, origin(qp, sides), max_steps=40, patience=8)
+    def verdict(self, x: Iterate, found: Products) -> None:
+        return None
+
+    def step(self, x: Iterate, found: Products, attended: bool) -> Iterate:
+        family, one = replace(self.family, attended=attended), torch.ones_like(x.z[:, 0])
+        return centred(family, self.sides, x, found, one, digits(1e-12, x.z.dtype))
+
+    def sound(self, x: Iterate) -> Tensor:
+        return x.z.isfinite().all(-1)
 
 
 def least_norm(free: Dependence, y: Tensor, sign: Tensor) -> Tensor:
@@ -99,7 +114,7 @@ def least_norm(free: Dependence, y: Tensor, sign: Tensor) -> Tensor:
     N, size = free.basis[wrong], out[wrong].abs().amax(-1, keepdim=True)
     start, sign = out[wrong] / size, sign[wrong]
     c = _shortest(N, start, sign)
-    moved = start + (N @ c.unsqueeze(-1)).squeeze(-1)
+    moved = start + product(N, c.unsqueeze(-1)).squeeze(-1)
     moved = torch.where(moved * sign < 0, 0.0, moved)
     return out.index_copy(0, wrong, size * moved)
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..product import full, product
 from .problem import QP, digits
 
 # A row nearer than this to the span of the others, relative to its length, is looked at by SVD;
@@ -42,8 +43,8 @@ class Dependence(NamedTuple):
         v = v * self.alive
         if self.basis.shape[-1] == 0:
             return v
-        along = (self.basis.mT @ v.unsqueeze(-1)).squeeze(-1)
-        return v - (self.basis @ along.unsqueeze(-1)).squeeze(-1)
+        along = product(self.basis.mT, v.unsqueeze(-1)).squeeze(-1)
+        return v - product(self.basis, along.unsqueeze(-1)).squeeze(-1)
 
 
 def dependence(qp: QP, active: Tensor, unit: Tensor) -> Dependence:
@@ -123,7 +124,7 @@ class _Rows(NamedTuple):
     def suspects(self) -> Tensor:
         """Samples whose rows may be dependent, bool `(B,)`."""
         unit, _ = self.unit()
-        gram = unit @ unit.mT
+        gram = product(unit, unit.mT)
         gram = gram + torch.diag_embed((~self.real).to(gram.dtype))
         factor, info = torch.linalg.cholesky_ex(gram)
         diagonal = factor.diagonal(dim1=-2, dim2=-1)
@@ -143,7 +144,7 @@ class _Rows(NamedTuple):
         d = int(null.sum(-1).amax())
         keep = null[:, null.shape[1] - d :].unsqueeze(1)
         eta = torch.where(keep & self.real.unsqueeze(-1), U[..., U.shape[-1] - d :], 0.0) / length
-        rest = -(self.rows.mT @ eta) * ~self.free.unsqueeze(-1)
+        rest = -product(self.rows.mT, eta) * ~self.free.unsqueeze(-1)
         n, k = rest.shape[1], m + (rest.shape[1] if bounded else 0)
         out = eta.new_zeros(len(eta), e + k, d)
         out = out.scatter(1, self.place.unsqueeze(-1).expand(-1, -1, d), eta)
@@ -154,6 +155,6 @@ class _Rows(NamedTuple):
 
 def _orthonormal(W: Tensor, keep: Tensor) -> Tensor:
     """W L^-T with L L' = W'W: orthonormal columns of the same span; `keep` `(B, 1, d)`."""
-    gram = W.mT @ W + torch.diag_embed((~keep.squeeze(1)).to(W.dtype))
+    gram = product(W.mT, W) + torch.diag_embed((~keep.squeeze(1)).to(W.dtype))
     factor = torch.linalg.cholesky_ex(gram)[0]
-    return torch.linalg.solve_triangular(factor, W.mT, upper=False).mT
+    return full(torch.linalg.solve_triangular, factor, W.mT, upper=False).mT

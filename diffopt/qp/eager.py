@@ -25,6 +25,7 @@ def solve_eager(
         with torch.autocast(device, enabled=False):
             return solve_eager(arguments, options, warm_start)
     data, dtype = check(**arguments, dtype=options.solver.dtype), common_dtype(arguments)
+    options.solver.check_device(data.like)
     if data.batch.numel() == 0:
         return empty(data.qp(), data.batch, dtype, options.infeasible != "report")
     warm = None if warm_start is None else as_blocks(data, warm_start)

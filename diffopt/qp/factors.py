@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..product import full
 from .problem import matvec
 
 
@@ -28,16 +29,16 @@ class Root:
         if self.diagonal:
             return v / self.L
         if self.L.shape[0] == 1 and v.ndim == 2:  # one solve with B right-hand sides: v' L^-T
-            return torch.linalg.solve_triangular(self.L[0].mT, v, upper=True, left=False)
-        return torch.linalg.solve_triangular(self.L, v.unsqueeze(-1), upper=False).squeeze(-1)
+            return _solved(self.L[0].mT, v, upper=True, left=False)
+        return _solved(self.L, v.unsqueeze(-1), upper=False).squeeze(-1)
 
     def half_transposed(self, v: Tensor) -> Tensor:
         """L^-T v."""
         if self.diagonal:
             return v / self.L
         if self.L.shape[0] == 1 and v.ndim == 2:
-            return torch.linalg.solve_triangular(self.L[0], v, upper=False, left=False)
-        return torch.linalg.solve_triangular(self.L.mT, v.unsqueeze(-1), upper=True).squeeze(-1)
+            return _solved(self.L[0], v, upper=False, left=False)
+        return _solved(self.L.mT, v.unsqueeze(-1), upper=True).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Factor:
         return matvec(self.V.mT, v)
 
 
-def schur(K: Tensor, t: Tensor, e: int, delta: float) -> tuple[Tensor | None, Root]:
+def schur(K: Tensor, t: Tensor, e: int, delta: float, attended: bool) -> tuple[Tensor | None, Root]:
     """(E, root of E K E + T) for e equalities and rows of G of activity `t` `(B, m)`.
 
     E is sqrt(1 - t) and T is t + delta on the rows of G; 1 and delta on those of A.
@@ -79,25 +80,28 @@ def schur(K: Tensor, t: Tensor, e: int, delta: float) -> tuple[Tensor | None, Ro
     if t.shape[-1] == 0:
         S = K.clone()
         S.diagonal(dim1=-2, dim2=-1).add_(delta)
-        return None, Root(cholesky(S), False)
+        return None, Root(cholesky(S, attended), False)
     E = torch.nn.functional.pad((1 - t).sqrt(), (e, 0), value=1.0)
     S = (K * E.unsqueeze(-1)).mul_(E.unsqueeze(-2))
     S.diagonal(dim1=-2, dim2=-1).add_(torch.nn.functional.pad(t, (e, 0)) + delta)
-    return E, Root(cholesky(S), False)
+    return E, Root(cholesky(S, attended), False)
 
 
-def cholesky(M: Tensor) -> Tensor:
+def cholesky(M: Tensor, attended: bool = True) -> Tensor:
     """Lower factor of M, shifted relative to its diagonal where rounding made it indefinite.
 
     The rounding errors of Cholesky are relative to the diagonal whatever its scale (Demmel, "On
     floating point errors in Cholesky", LAPACK Working Note 14, 1989), so only a shift needs one.
-    Samples whose matrix is not finite keep a NaN factor.
+    Samples whose matrix is not finite keep a NaN factor. Where not `attended` no number is looked
+    at, and what would have to be shifted has NaN in its diagonal.
     """
     if M.shape[-1] == 0:
         return M
     factor, info = torch.linalg.cholesky_ex(M)
     failed = info > 0
-    if bool(failed.any()):
+    if not attended:
+        factor.diagonal(dim1=-2, dim2=-1).add_(torch.where(failed, torch.nan, 0.0).unsqueeze(-1))
+    elif bool(failed.any()):
         factor[failed] = _shifted_cholesky(M[failed])
     return factor
 
@@ -120,3 +124,7 @@ def _shifted_cholesky(M: Tensor) -> Tensor:
 
 def _times(scale: Tensor | None, v: Tensor) -> Tensor:
     return v if scale is None else scale * v
+
+
+def _solved(L: Tensor, v: Tensor, upper: bool, left: bool = True) -> Tensor:
+    return full(torch.linalg.solve_triangular, L, v, upper=upper, left=left)

@@ -18,16 +18,16 @@ interior-point solver for conic programs with quadratic objectives" (arXiv 2405.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..iterate import Measure, iterate
+from ..iterate import Measure
 from ..solution import Solution, proved
-from .certificates import verdict
-from .interior_point import CORRECTOR_RTOL, Gauge, InteriorPoint, Setup
+from ..unattended import run
+from .interior_point import Gauge, InteriorPoint, Setup
 from .kkt import KKT, KKTFamily
 from .newton import (
     Iterate,
@@ -41,6 +41,7 @@ from .newton import (
     step_length,
     weights,
 )
+from .path import CORRECTOR_RTOL, Path
 from .problem import QP, Products, digits
 
 
@@ -60,31 +61,38 @@ class Embedded(NamedTuple):
 def solve_homogeneous(qp: QP, setup: Setup, solver: InteriorPoint) -> Solution:
     """The `Iterate` that solves each QP, or whose (nu, y) or z proves that there is none.
 
-    Args and result as for `InteriorPoint.solve`; the status of a sample is undecided only where
+    Args and result as for `path.follow`; the status of a sample is undecided only where
     neither was found to the tolerances `eps` and `eps_infeasible` of `solver`.
     """
-    family, sides = setup.family, setup.sides
-
-    def measure(e: Embedded) -> Measure:
-        found = family.qp.products(e.x.z, e.x.nu, e.x.multipliers())
-        row = e.tau[:, None]
-        error = Gauge.at(qp, setup, e.point(), Products(*(v / row for v in found))).error()
-        error = torch.where(error.isnan(), torch.finfo(error.dtype).max, error)
-        return Measure(
-            error / solver.eps, verdict(family.qp, sides, e.x, found, solver.eps_infeasible), found
-        )
-
-    out = iterate(
-        measure,
-        lambda e, found: step(family, sides, e, found),
-        _start(family.qp, sides),
-        max_steps=solver.max_steps,
-        patience=solver.patience,
-    )
+    start = _start(setup.family.qp, setup.sides)
+    out = run(Embedding(qp, setup, solver, solver.eps), start)
     # A ray or multipliers are not to be divided by a tau near 0.
     tau = torch.where(proved(out.status), 1.0, out.value.tau)
     value = out.value._replace(tau=tau).point()
     return replace(out, value=value, residual=out.residual * solver.eps)
+
+
+@dataclass(frozen=True)
+class Embedding(Path):
+    """The way of a batch to solutions or proofs: a `Task` of `unattended`."""
+
+    def iterate(self, state: Embedded) -> Iterate:
+        """What of a state may hold a proof."""
+        return state.x
+
+    def measure(self, state: Embedded) -> Measure:
+        """The error of the point of the QP; the products carried are those of the embedding."""
+        x, row = state.x, state.tau[:, None]
+        found = self.setup.family.qp.products(x.z, x.nu, x.multipliers())
+        products = Products(*(v / row for v in found))
+        error = Gauge.at(self.qp, self.setup, state.point(), products).error()
+        error = torch.where(error.isnan(), torch.finfo(error.dtype).max, error)
+        return Measure(error / self.eps, None, found)
+
+    def step(self, state: Embedded, found: Products, attended: bool) -> Embedded:
+        """A predictor-corrector step."""
+        family = replace(self.setup.family, attended=attended)
+        return step(family, self.setup.sides, state, found)
 
 
 def _start(qp: QP, sides: Sides) -> Embedded:

@@ -1,51 +1,25 @@
-"""The reference engine: a batched primal-dual interior-point method in torch, on any device.
+"""The reference engine's settings, what it prepares for a batch, and how it measures a point.
 
-    1. Equilibrate the data (`scaling`).
-    2. Start on the central path of one least-squares-like solve (`start`).
-    3. Measure the KKT residual of the unscaled problem; look for a certificate of infeasibility.
-    4. Factorise the KKT matrix at the weights of the current slacks and multipliers (`kkt`).
-    5. Predictor: the Newton step to complementarity zero.
-    6. Corrector: the same factor, centred by sigma and corrected to second order.
-    7. Step 0.99 of the way to the boundary, less where that would raise the mean product; go to 3.
-
-`newton` says how points and directions are stored.
-
-Source: Mehrotra, SIAM J. Optim. 2(4), 1992; Nocedal & Wright, Numerical Optimization (2nd ed.,
-2006), Alg. 16.4.
+The engine is batched torch, on any device: equilibrate the data (`scaling`), start on the central
+path of one least-squares-like solve (`start`), follow it (`path`), and polish (`polish`);
+`reference` puts these together.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from ..iterate import Measure, iterate
-from ..solution import Solution, Status, check_positive
-from .certificates import verdict
+from .. import device
+from ..solution import Status, check_positive
 from .kkt import KKTFamily
-from .newton import (
-    Iterate,
-    Ray,
-    Sides,
-    advance,
-    falling,
-    mean_product,
-    newton,
-    residual,
-    step_length,
-    weights,
-)
-from .problem import QP, Products, Residuals, digits
+from .newton import Iterate, Sides
+from .problem import QP, Products, Residuals
 from .scaling import Scaling, equilibrate, unscale, unscale_products
 
-# Accuracy of the directions. The predictor only says how much to centre; what the corrector leaves,
-# the next step sees.
-PREDICTOR_RTOL, CORRECTOR_RTOL = 1e-4, 1e-10
-LOG = logging.getLogger("diffopt")
 Engine = Literal["auto", "torch", "native", "cuda"]
 
 
@@ -110,6 +84,10 @@ class InteriorPoint:
             compiled when it is first needed, on a CUDA device, in float64, for problems whose
             factor fits the shared memory (n + e up to about 160; larger ones are left to "torch");
             or "auto", the fastest of those that can do what is asked. The answers are the same.
+        cuda_graph: of the torch engine on a CUDA device: replay a captured graph of an iteration
+            in place of its hundreds of kernels one by one. Meant for small batches, and for
+            problems of one shape again and again: each new shape is captured once, which takes
+            many times an iteration, and the last eight keep their memory.
     """
 
     eps: float = 1e-8
@@ -124,10 +102,11 @@ class InteriorPoint:
     verbose: bool = False
     dtype: torch.dtype = torch.float64
     engine: Engine = "auto"
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        numbers = (f.name for f in fields(self) if f.name not in ("verbose", "dtype", "engine"))
-        check_positive(self, *numbers)
+        others = ("verbose", "dtype", "engine", "cuda_graph")
+        check_positive(self, *(f.name for f in fields(self) if f.name not in others))
         if self.dtype not in (torch.float64, torch.float32):
             raise ValueError(
                 f"InteriorPoint(dtype={self.dtype}): expected torch.float64 or torch.float32"
@@ -136,13 +115,19 @@ class InteriorPoint:
             raise ValueError(
                 f"InteriorPoint(engine={self.engine!r}): expected one of {get_args(Engine)}"
             )
+        if self.cuda_graph and self.verbose:
+            raise ValueError(
+                "InteriorPoint(cuda_graph=True, verbose=True): a graph cannot log its steps; "
+                "leave one of them out"
+            )
 
     @classmethod
     def single(cls, **changes: Any) -> InteriorPoint:
         """Settings for a device without fast float64: all work, and the derivative, in float32.
 
         Answers of well-conditioned problems are exact to about 1e-6, and `residuals` says what
-        was reached; digits are lost in proportion to the condition number of Q.
+        was reached; digits are lost in proportion to the condition number of Q. On a CUDA device
+        products of matrices go by way of float64, so that no setting of TF32 has a part in them.
 
         Args:
             changes: attributes with other values.
@@ -153,33 +138,13 @@ class InteriorPoint:
         }  # fmt: skip
         return cls(**{**settings, **changes})
 
-    def solve(self, qp: QP, setup: Setup, start: Iterate, eps: float) -> Solution:
-        """The `Iterate` of smallest KKT residual of each sample, without gradients.
-
-        Args:
-            qp: the problem in the user's units.
-            setup: what `Setup.of(qp, self)` prepared.
-            start: where to begin: `cold_start`, `warm_start`, or the end of an earlier solve.
-            eps: the tolerance.
-
-        Returns:
-            `Solution` whose residual is that of `Gauge`; where a certificate of infeasibility was
-            found, the value is the iterate that holds it.
-        """
-        family, sides = setup.family, setup.sides
-
-        def measure(x: Iterate) -> Measure:
-            gauge = Gauge.at(qp, setup, x, family.qp.products(x.z, x.nu, x.multipliers()))
-            if self.verbose:
-                _log(gauge, mean_product(x, sides), eps)
-            ends = verdict(family.qp, sides, x, gauge.products, self.eps_infeasible)
-            return Measure(gauge.error() / eps, ends, gauge.products)
-
-        def step(x: Iterate, found: Products) -> Iterate:
-            return self.step(family, sides, x, found)
-
-        out = iterate(measure, step, start, max_steps=self.max_steps, patience=self.patience)
-        return replace(out, residual=out.residual * eps)
+    def check_device(self, like: Tensor) -> None:
+        """Raise a `ValueError` if the settings ask for what the device of `like` cannot do."""
+        if self.cuda_graph and not device.on_cuda(like):
+            raise ValueError(
+                f"cuda_graph=True: the arguments are on {like.device}; move them to a CUDA "
+                "device, or leave cuda_graph out"
+            )
 
     def judge(self, status: Tensor, residual: Tensor) -> Tensor:
         """`status` after polishing brought the KKT residual to `residual`, both `(B,)`."""
@@ -189,34 +154,3 @@ class InteriorPoint:
         usable = undecided & (residual <= self.eps_reduced)
         status = torch.where(usable, int(Status.REDUCED_ACCURACY), status)
         return torch.where(residual <= self.eps, int(Status.CONVERGED), status)
-
-    def step(self, family: KKTFamily, sides: Sides, x: Iterate, found: Products) -> Iterate:
-        """One predictor-corrector step; `found` are the products at x."""
-        rest = residual(family.qp, sides, x, found)
-        kkt = family.factorize(weights(sides, x))
-        mu = mean_product(x, sides)
-        affine = newton(kkt, sides, x, rest, -x.s * x.y, digits(PREDICTOR_RTOL, mu.dtype))
-        reach = step_length(x, affine, sides).clamp(max=1.0)
-        ahead = mean_product(advance(x, affine, reach, sides), sides)
-        # How much of mu the affine step removes says how much centring the next one needs; the
-        # cube (Mehrotra) makes sigma nearly 0 where it removes most, nearly 1 where little.
-        sigma = (ahead / mu.clamp(min=torch.finfo(mu.dtype).tiny)).clamp(0, 1) ** 3
-        target = (sigma * mu)[:, None, None] - x.s * x.y - affine.ds * affine.dy
-        both = newton(kkt, sides, x, rest, target, digits(CORRECTOR_RTOL, mu.dtype))
-        # Close to the boundary at the start, closer once the central path is followed.
-        fraction = torch.where(mu > 1e-4, 0.99, 0.999)
-        length = (fraction * step_length(x, both, sides)).clamp(max=1.0)
-        length = torch.minimum(length, falling(x, both, length, sides))
-        return advance(x, both, length, sides)._replace(last=Ray.of(x.z, found))
-
-
-def _log(gauge: Gauge, mu: Tensor, eps: float) -> None:
-    """One line: the worst residuals of the batch in the user's units, and who is not done."""
-    if mu.numel() == 0:
-        return
-    worst = [float(r.amax()) for r in gauge.there]
-    running = int((gauge.error() > eps).sum())
-    LOG.info(
-        "primal %8.1e  dual %8.1e  gap %8.1e  mu %8.1e  unfinished %d of %d",
-        *worst, float(mu.amax()), running, mu.numel(),
-    )  # fmt: skip

@@ -115,7 +115,7 @@ def newton(kkt: KKT, sides: Sides, x: Iterate, r: Rest, target: Tensor, rtol: fl
     """
     q = (x.y * r.sides - target) / x.s * sides.on
     row = torch.where(sides.fixed, r.fixed, kkt.t * (sides.sign * q).sum(1))
-    d, _ = kkt.solve(Blocks(r.dual, r.primal, row), rtol=rtol)
+    d = kkt.direction(Blocks(r.dual, r.primal, row), rtol)
     ds, dy = _split(kkt.qp.rows(d.z), d.y, sides, x, r, target, q)
     return Newton(d.z, d.nu, ds, dy)
 

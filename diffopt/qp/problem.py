@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..product import product
 from ..tree import mapped, tensors
 
 
@@ -27,8 +28,8 @@ def matvec(M: Tensor, x: Tensor) -> Tensor:
     batch inside the product, instead of forming one outer product a sample.
     """
     if M.shape[0] == 1 and x.ndim == 2:
-        return x @ M[0].mT
-    return (M @ x.unsqueeze(-1)).squeeze(-1)
+        return product(x, M[0].mT)
+    return product(M, x.unsqueeze(-1)).squeeze(-1)
 
 
 def digits(tolerance: float, dtype: torch.dtype) -> float:

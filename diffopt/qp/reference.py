@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from .homogeneous import solve_homogeneous
 from .interior_point import InteriorPoint, Setup
 from .kkt import Blocks
 from .newton import Iterate
+from .path import follow
 from .polish import Guess, Polished, at_limit, polish, tiny
 from .problem import QP, digits
 from .start import cold_start, warm_start
@@ -71,7 +73,7 @@ def search(qp: QP, setup: Setup, solver: InteriorPoint, warm: Blocks | None) -> 
     for unsettled, run in ((_stopped_early, _to_the_end), (_unsolved, _embedded)):
         left = unsettled(trial, solver).nonzero().flatten()
         if len(left):
-            part = take(qp, left), take(setup, left), solver, take(trial, left)
+            part = take(qp, left), take(setup, left), _few(solver), take(trial, left)
             trial = put(trial, left, run(*part))
     status = solver.judge(trial.status, trial.polished.error)
     proof = certificate(qp, setup.family.qp, setup.scaling, setup.sides, trial.x, status)
@@ -110,9 +112,14 @@ def _guessed(qp: QP, setup: Setup, solver: InteriorPoint, begin: Iterate, guess:
     trial = Trial(begin, tried, status, torch.zeros_like(status))
     left = (~_settled(tried.error) | _undecided(setup, tried)).nonzero().flatten()
     if len(left):
-        part = take(qp, left), take(setup, left), solver, take(begin, left)
+        part = take(qp, left), take(setup, left), _few(solver), take(begin, left)
         trial = put(trial, left, _run(*part))
     return trial
+
+
+def _few(solver: InteriorPoint) -> InteriorPoint:
+    """`solver` for some of the samples: however many they are, no graph fits them."""
+    return replace(solver, cuda_graph=False) if solver.cuda_graph else solver
 
 
 def _undecided(setup: Setup, tried: Polished) -> Tensor:
@@ -126,7 +133,7 @@ def _undecided(setup: Setup, tried: Polished) -> Tensor:
 
 
 def _run(qp: QP, setup: Setup, solver: InteriorPoint, begin: Iterate) -> Trial:
-    found = solver.solve(qp, setup, begin, max(solver.eps, solver.eps_polish))
+    found = follow(qp, setup, solver, begin, max(solver.eps, solver.eps_polish))
     polished = polish(qp, setup, Guess.of(setup.sides, found.value))
     return Trial(found.value, polished, found.status, found.steps)
 
@@ -137,7 +144,7 @@ def _stopped_early(trial: Trial, solver: InteriorPoint) -> Tensor:
 
 
 def _to_the_end(qp: QP, setup: Setup, solver: InteriorPoint, trial: Trial) -> Trial:
-    return _better(trial, qp, setup, solver.solve(qp, setup, trial.x, solver.eps))
+    return _better(trial, qp, setup, follow(qp, setup, solver, trial.x, solver.eps))
 
 
 def _settled(error: Tensor) -> Tensor:

@@ -13,16 +13,19 @@ the exact solution with the exact derivatives, of any order, of x(kappa).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..iterate import Measure, iterate
+from ..iterate import Measure
 from ..solution import Status
-from .interior_point import CORRECTOR_RTOL, InteriorPoint, Setup
-from .kkt import KKT, unpack
+from ..unattended import Limits, run
+from .interior_point import InteriorPoint, Setup
+from .kkt import KKT, KKTFamily, unpack
 from .newton import Iterate, Sides, centred, mean_product, residual, weights
+from .path import CORRECTOR_RTOL
 from .problem import QP, Products, digits, largest, matvec
 from .scaling import Scaling, unscale
 from .start import cold_start
@@ -58,24 +61,45 @@ def center(setup: Setup, kappa: float, wanted: Tensor, solver: InteriorPoint) ->
     """
     family, sides = setup.family, setup.sides
     goal = kappa * setup.scaling.objective.expand(family.qp.batch)  # s y in the scaled units
-
-    ends = torch.where(wanted, -1, int(Status.NUMERICAL_FAILURE))
-
-    def measure(x: Iterate) -> Measure:
-        found = family.qp.products(x.z, x.nu, x.multipliers())
-        error = _off(family.qp, sides, x, found, goal)
-        return Measure(error / digits(PRECISE, error.dtype), ends, found)
-
-    def step(x: Iterate, found: Products) -> Iterate:
-        target = torch.maximum(goal, SHRINK * mean_product(x, sides))
-        return centred(family, sides, x, found, target, digits(CORRECTOR_RTOL, x.z.dtype))
-
-    start = cold_start(family, sides)
-    found = iterate(measure, step, start, max_steps=solver.max_steps, patience=solver.patience)
+    found = run(_Centring(family, sides, goal, wanted, solver), cold_start(family, sides))
     x = found.value
     z, nu, y = unscale(setup.scaling, x.z, x.nu, x.multipliers())
     kkt = family.factorize(weights(sides, x))
     return Center(z, nu, y, kkt, sides.fixed, found.status)
+
+
+@dataclass(frozen=True)
+class _Centring:
+    """The way to the points with s y = `goal`: a `Task` of `unattended`."""
+
+    family: KKTFamily
+    sides: Sides
+    goal: Tensor  # (B,)
+    wanted: Tensor  # (B,)
+    solver: InteriorPoint
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.solver.max_steps, self.solver.patience)
+
+    def measure(self, x: Iterate) -> Measure:
+        found = self.family.qp.products(x.z, x.nu, x.multipliers())
+        error = _off(self.family.qp, self.sides, x, found, self.goal)
+        return Measure(error / digits(PRECISE, error.dtype), None, found)
+
+    def suspects(self, x: Iterate, found: Products) -> Tensor:
+        return ~self.wanted
+
+    def verdict(self, x: Iterate, found: Products) -> Tensor:
+        return torch.where(self.wanted, -1, int(Status.NUMERICAL_FAILURE))
+
+    def step(self, x: Iterate, found: Products, attended: bool) -> Iterate:
+        family = replace(self.family, attended=attended)
+        target = torch.maximum(self.goal, SHRINK * mean_product(x, self.sides))
+        return centred(family, self.sides, x, found, target, digits(CORRECTOR_RTOL, x.z.dtype))
+
+    def sound(self, x: Iterate) -> Tensor:
+        return x.z.isfinite().all(-1)
 
 
 def _off(qp: QP, sides: Sides, x: Iterate, found: Products, goal: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..product import full, product
 from .factors import Factor, Root, cholesky, schur
 from .problem import QP
 
@@ -54,27 +55,27 @@ class Dense:
         """gamma is 1 if there are equalities: H must be definite on their null space only."""
         gamma = 1.0 if qp.A.shape[-2] else 0.0
         eye = torch.eye(qp.n, dtype=qp.Q.dtype, device=qp.Q.device)
-        base = _weighted(qp) + (delta * eye + gamma * (qp.A.mT @ qp.A))
+        base = _weighted(qp) + (delta * eye + gamma * product(qp.A.mT, qp.A))
         products = _products(qp.G) if qp.m and qp.batch >= _enough(qp.n) else None
         return cls(base, qp.G, products, qp.A, qp.bounded, delta, gamma)
 
-    def factor(self, t: Tensor) -> Factor:
-        """The factor at the weights of `t` `(B, k)`."""
+    def factor(self, t: Tensor, attended: bool = True) -> Factor:
+        """The factor at the weights of `t` `(B, k)`; `attended`: see `cholesky`."""
         theta = 1 - self.gamma * self.delta
-        root = Root(cholesky(self._matrix((1 - t) / (t + self.delta))), False)
-        V = torch.linalg.solve_triangular(root.L, self.A.mT, upper=False)
-        S = V.mT @ V
+        root = Root(cholesky(self._matrix((1 - t) / (t + self.delta)), attended), False)
+        V = full(torch.linalg.solve_triangular, root.L, self.A.mT, upper=False)
+        S = product(V.mT, V)
         S.mul_(theta).diagonal(dim1=-2, dim2=-1).add_(self.delta)
-        return Factor(root, self.A, V, Root(cholesky(S), False), theta=theta)
+        return Factor(root, self.A, V, Root(cholesky(S, attended), False), theta=theta)
 
     def _matrix(self, w: Tensor) -> Tensor:
         """H, `(B, n, n)`; the bounds touch the diagonal only."""
         m, n = self.G.shape[-2:]
         wG = w[..., :m]
         if m and self.products is not None and w.shape[0] >= _enough(n):
-            H = torch.addmm(self.base.flatten(1), wG, self.products[0]).view(-1, n, n)
+            H = full(torch.addmm, self.base.flatten(1), wG, self.products[0]).view(-1, n, n)
         elif m:
-            H = (self.G.mT @ (wG.unsqueeze(-1) * self.G)).add_(self.base)
+            H = product(self.G.mT, wG.unsqueeze(-1) * self.G).add_(self.base)
         else:
             H = self.base.expand(w.shape[0] if self.bounded else -1, -1, -1).clone()
         if self.bounded:
@@ -100,16 +101,16 @@ class Diagonal:
         products = _products(M.mT) if M.shape[-2] else None
         return cls(base, M, products, qp.A.shape[-2], qp.bounded, delta)
 
-    def factor(self, t: Tensor) -> Factor:
-        """The factor at the weights of `t` `(B, k)`."""
+    def factor(self, t: Tensor, attended: bool = True) -> Factor:
+        """The factor at the weights of `t` `(B, k)`; `attended`: see `cholesky`."""
         m, r = self.M.shape[-2] - self.e, self.M.shape[-2]
         bounds = t[..., m:]
         h = self.base + (1 - bounds) / (bounds + self.delta) if self.bounded else self.base
         if self.products is None:
-            K = self.M @ (self.M / h.unsqueeze(-2)).mT
+            K = product(self.M, (self.M / h.unsqueeze(-2)).mT)
         else:
-            K = ((1 / h) @ self.products[0]).view(-1, r, r)
-        E, S = schur(K, t[..., :m], self.e, self.delta)
+            K = product(1 / h, self.products[0]).view(-1, r, r)
+        E, S = schur(K, t[..., :m], self.e, self.delta, attended)
         return Factor(Root(h.sqrt(), True), self.M, None, S, E)
 
 
@@ -129,15 +130,15 @@ class Constant:
     def of(cls, qp: QP, delta: float) -> Constant:
         eye = torch.eye(qp.n, dtype=qp.Q.dtype, device=qp.Q.device)
         root, M = Root(cholesky(qp.Q + delta * eye), False), _stacked(qp)
-        V = torch.linalg.solve_triangular(root.L, M.mT, upper=False)
+        V = full(torch.linalg.solve_triangular, root.L, M.mT, upper=False)
         c = None if qp.weight is None else 1 / qp.weight
-        K = V.mT @ V
+        K = product(V.mT, V)
         K = K if c is None else c.unsqueeze(-1) * K
         return cls(root, M, V, K, c, qp.A.shape[-2], delta)
 
-    def factor(self, t: Tensor) -> Factor:
-        """The factor at the weights of `t` `(B, m)`."""
-        E, S = schur(self.K, t, self.e, self.delta)
+    def factor(self, t: Tensor, attended: bool = True) -> Factor:
+        """The factor at the weights of `t` `(B, m)`; `attended`: see `cholesky`."""
+        E, S = schur(self.K, t, self.e, self.delta, attended)
         return Factor(self.root, self.M, self.V, S, E, self.c)
 
 

@@ -8,8 +8,8 @@ Equilibrated to S K S with rows of size one, it is solved in one of two ways:
 * by MINRES, preconditioned by diagonals, restarted on what is left.
 
 Random patterns fill in: at n = 10,000 with ten entries a row the factor is dense, about n^3 / 3
-operations, where MINRES needs some hundred products. Chains, grids and banded matrices hardly fill in, but are
-often ill-conditioned. So the fill is bounded from above first (see `arithmetic`).
+operations, where MINRES needs some hundred products. Chains, grids and banded matrices hardly fill
+in, but are often ill-conditioned. So the fill is bounded from above first (see `arithmetic`).
 
 K may be singular, if the right-hand side is in its range: both ways then find a solution.
 """
