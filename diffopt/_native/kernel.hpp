@@ -28,28 +28,29 @@ struct Task {
     Gradients gradients;
 };
 
-// Bytes that a problem needs; of the work, `moment_bytes` for a moment only.
+// Bytes that a problem needs: of the work, first the vectors, then one matrix, then what is for a
+// moment only.
 struct Needs {
-    unsigned long matrix_bytes, tape_bytes, work_bytes, moment_bytes, task_bytes;
+    unsigned long matrix_bytes, tape_bytes, vector_bytes, base_bytes, moment_bytes, task_bytes;
 };
 
 constexpr unsigned long ALIGN = 16;  // of what threads load in pairs
 
 INLINE Needs needs_of(const Batch& batch, const Settings& settings) {
-    Needs out{0, 0, 0, Group<Team, double>::room(batch), sizeof(Task)};
+    Needs out{0, 0, 0, 0, Group<Team, double>::room(batch), sizeof(Task)};
     for (int diagonal = 0; diagonal < 2; diagonal++) {
-        Arena matrices{nullptr, ALIGN}, tape{nullptr, ALIGN}, work{nullptr, ALIGN};
+        Arena matrices{nullptr, ALIGN}, tape{nullptr, ALIGN}, work{nullptr, ALIGN}, base = work;
         Matrices<Team, double> M;
         M.carve(matrices, batch.n, batch.m, batch.e, diagonal);
         tape.take<double>(1);
         Group<Team, double> group(batch, settings, diagonal);
         group.carve(tape, work, &M);
+        group.kkt.carve_base(base);
         auto raise = [](unsigned long& a, unsigned long b) { a = a < b ? b : a; };
         raise(out.matrix_bytes, matrices.used), raise(out.tape_bytes, tape.used);
-        raise(out.work_bytes, work.used);
+        raise(out.vector_bytes, work.used - base.used), raise(out.base_bytes, base.used);
         if (batch.m || !batch.bounded) break;
     }
-    out.work_bytes += out.moment_bytes;
     return out;
 }
 

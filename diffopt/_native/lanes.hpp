@@ -2,13 +2,12 @@
 //
 // * Across: an entry holds that entry of WIDTH problems, one a SIMD lane, for batches of small QPs.
 // * Within: an entry is one number of one problem, and WIDTH neighbours in a row make a pack.
-//
 // * Team (team.hpp): an entry is one number of one problem, which the threads of a GPU share.
 //
 // V is an entry, P a pack: what the inner loops work on. Across, both are one vector; within, V is
-// a double and P a vector of a row; of a team, both are a double. Every loop over entries goes
-// through `each`, `entries`, `most` and `total`, and so through T::spread, which deals the turns of
-// a loop out to the threads, and T::meet, where they wait for each other.
+// a double and P a vector of a row; of a team, both are a double. Every loop that writes goes
+// through T::spread or T::grid, or what is made of them (`each`, `entries`, `most`, `total`): they
+// deal the turns of a loop out to the threads, which wait for each other where they T::meet.
 //
 // Only the compiler's vector extensions are used: no intrinsics, no standard library. That vectors
 // and their entries may share memory is promised by GCC and Clang.

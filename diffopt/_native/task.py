@@ -68,9 +68,9 @@ class Task(Structure):
 
 
 class Needs(Structure):
-    """Bytes that a problem needs, some of its work only for a moment, and those of a `Task`."""
+    """Bytes that a problem needs, as `kernel.hpp` says, and those of a `Task`."""
 
     _fields_ = [
-        ("matrix_bytes", c_ulong), ("tape_bytes", c_ulong), ("work_bytes", c_ulong),
-        ("moment_bytes", c_ulong), ("task_bytes", c_ulong),
-    ]  # fmt: skip
+        (f"{name}_bytes", c_ulong)
+        for name in ("matrix", "tape", "vector", "base", "moment", "task")
+    ]

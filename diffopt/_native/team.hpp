@@ -10,8 +10,10 @@
 #include "products.hpp"
 
 #ifndef __CUDACC__
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <thread>
 #include <vector>
 #endif
 
@@ -38,9 +40,16 @@ INLINE double* mailbox() {
 // The number of the thread that is `distance` away in the warp.
 INLINE double partner(double a, int distance) { return __shfl_xor_sync(ALL, a, distance); }
 #else
+// What a thread hands to its partners. Relaxed: like the exchange of registers, it orders nothing.
+struct Wire {
+    static constexpr int TURNS = 16;  // no partner is that far behind
+    std::atomic<double> value[TURNS];
+    std::atomic<long> turn{0};
+};
+
 // Where threads of a CPU wait for each other, and leave numbers.
 struct Meeting {
-    explicit Meeting(int count) : expected(count), mail(2 * count) {}
+    explicit Meeting(int count) : expected(count), mail(count), wires(count) {}
     void wait() {
         std::unique_lock<std::mutex> held(lock);
         const long round = rounds;
@@ -56,6 +65,7 @@ struct Meeting {
     int expected, arrived = 0;
     long rounds = 0;
     std::vector<double> mail;
+    std::vector<Wire> wires;
 };
 
 struct Seat {
@@ -76,13 +86,14 @@ INLINE double* mailbox() {
     static thread_local double own;
     return seat.meeting ? seat.meeting->mail.data() : &own;
 }
-INLINE double partner(double a, int distance) {
-    double* mail = seat.meeting->mail.data() + threads();
-    mail[thread()] = a;
-    wait_for_all();
-    a = mail[thread() ^ distance];
-    wait_for_all();
-    return a;
+inline double partner(double a, int distance) {
+    Wire &own = seat.meeting->wires[thread()], &other = seat.meeting->wires[thread() ^ distance];
+    const long turn = own.turn.load(std::memory_order_relaxed) + 1;
+    own.value[turn % Wire::TURNS].store(a, std::memory_order_relaxed);
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // enough where stores stay in order: x86
+    own.turn.store(turn, std::memory_order_relaxed);
+    while (other.turn.load(std::memory_order_relaxed) < turn) std::this_thread::yield();
+    return other.value[turn % Wire::TURNS].load(std::memory_order_relaxed);
 }
 #endif
 

@@ -1,11 +1,12 @@
 """The cuda engine: a team of threads for each QP, the whole method in one launch.
 
 The kernel is the source of the compiled core (`diffopt/_native/kernel.cu`), compiled when it is
-first needed, for three or four sizes of a team. What it does not settle, the reference engine does.
+first needed, for each size of a team. What it does not settle, the reference engine does.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import sizeof
@@ -26,6 +27,7 @@ from .cores import Lanes, Layout, Run, Sizes, packed, room, slice_of
 from .interior_point import InteriorPoint
 from .kkt import Blocks
 
+Size = tuple[int, int]
 TEAMS = {32: 4, 64: 1, 128: 1, 256: 1}  # threads of a team: teams of a block
 
 
@@ -38,7 +40,7 @@ class Launches(Protocol):
 
     fast_bytes: int
 
-    def measure(self, task: Task) -> Needs:
+    def measure(self, threads: int, teams: int, task: Task) -> Needs:
         """What a problem of the sizes in `task` needs."""
 
     def resident(self, threads: int, teams: int, fast_bytes: int) -> int:
@@ -55,6 +57,8 @@ FAILED: dict[torch.device, str] = {}
 
 def unavailable(solver: InteriorPoint, device: torch.device) -> str | None:
     """Why the engine cannot serve; None if it can."""
+    if sys.platform == "win32":
+        return "its kernels are not for Windows, whose long integers are short"
     if device.type not in LAUNCHERS:
         return f"it runs on a CUDA device, but p is on {device}"
     if device.type == "cuda" and (torch.version.cuda is None or not torch.cuda.is_available()):
@@ -84,7 +88,7 @@ class Kernels:
         if self.device in FAILED:
             return False
         with _Reported(self.device):
-            return _needs(self.device, sizes[1:]).tape_bytes <= _fast_bytes(self.device, sizes)
+            return _team(self.device, sizes[1:]) is not None
         return False
 
     def solve(
@@ -117,7 +121,7 @@ class Kernels:
         task.answers = Answers(*(v.data_ptr() for v in lanes))
         store = self._room((sizes[0] if keep else count) * (task.matrix_bytes + task.tape_bytes))
         task.store, task.keep = store.data_ptr(), keep
-        _launcher(self.device).launch("solve_all", *_team(sizes), count, task)
+        self._launch("solve_all", sizes, count, task)
         settled = int(lanes.settled.sum())
         return Run(self, lanes, settled, layout, store if keep else None)
 
@@ -125,11 +129,17 @@ class Kernels:
         self, layout: Layout, tape: Tensor, v: Tensor, transpose: bool
     ) -> tuple[Tensor, Tensor, float]:
         x, error = torch.zeros_like(v), v.new_ones(v.shape[0])
+        with _Reported(self.device):
+            self._apply_inverse(layout, tape, (v, x, error), transpose)
+        return x, error, float(error.amax())
+
+    def _apply_inverse(
+        self, layout: Layout, tape: Tensor, vectors: Sequence[Tensor], transpose: bool
+    ) -> None:
         task, count, _work = self._task(layout)
         task.store, task.transpose, task.fast_matrices = tape.data_ptr(), transpose, False
-        task.v, task.x, task.error = v.data_ptr(), x.data_ptr(), error.data_ptr()
+        task.v, task.x, task.error = (v.data_ptr() for v in vectors)
         self._launch("apply_inverse_all", layout.sizes, count, task)
-        return x, error, float(error.amax())
 
     def outer_products(
         self, sizes: Sizes, x: Tensor, u: Tensor, active: Tensor, out: Sequence[Tensor | None]
@@ -137,35 +147,44 @@ class Kernels:
         task = Task(batch=_batch(sizes), v=u.data_ptr())
         task.answers.x, task.answers.active = x.data_ptr(), active.data_ptr()
         task.gradients = Gradients(*(0 if v is None else v.data_ptr() for v in out))
-        return self._launch("pull_back_all", sizes, sizes[0], task)
+        with _Reported(self.device):
+            self._launch("pull_back_all", sizes, sizes[0], task)
+            return True
+        return False
 
     def _task(self, layout: Layout) -> tuple[Task, int, Tensor]:
         """(the sizes, the settings and the memory of the teams; how many teams; that memory)."""
         sizes = layout.sizes
-        needs, (threads, teams) = _needs(self.device, sizes[1:]), _team(sizes)
-        least = needs.tape_bytes + needs.work_bytes - needs.moment_bytes
-        most, resident = _fast_bytes(self.device, sizes), _launcher(self.device).resident
-        # The matrices, too, if then all problems can be worked on at once.
-        whole = least + needs.matrix_bytes
-        fast_matrices = whole <= most and resident(threads, teams, whole) >= sizes[0]
-        fast = whole if fast_matrices else min(least, most)
+        (threads, teams), needs = _needs(self.device, sizes[1:])
+        most, resident = _fast_bytes(self.device, teams), _launcher(self.device).resident
+        vectors = needs.tape_bytes + needs.vector_bytes
+        # As much of a problem as leaves room for all problems at once.
+        levels = vectors + needs.base_bytes + needs.matrix_bytes, vectors + needs.base_bytes
+        ample = (k for k in levels if k <= most and resident(threads, teams, k) >= sizes[0])
+        fast = next(ample, min(vectors, most))
+        work_bytes = needs.vector_bytes + needs.base_bytes + needs.moment_bytes
         count = -(-min(sizes[0], resident(threads, teams, fast)) // teams) * teams
-        work = self._room(count * needs.work_bytes)
+        work = self._room(count * work_bytes)
         task = Task(
             batch=_batch(sizes), settings=Settings(*layout.numbers), work=work.data_ptr(),
             matrix_bytes=needs.matrix_bytes, tape_bytes=needs.tape_bytes,
-            work_bytes=needs.work_bytes, fast_bytes=fast, fast_matrices=fast_matrices,
+            work_bytes=work_bytes, fast_bytes=fast, fast_matrices=fast == levels[0],
         )  # fmt: skip
         return task, count, work
 
     def _room(self, size: int) -> Tensor:
         return room(self.device, size // 8)
 
-    def _launch(self, kernel: str, sizes: Sizes, count: int, task: Task) -> bool:
-        with _Reported(self.device):
-            _launcher(self.device).launch(kernel, *_team(sizes), count, task)
-            return True
-        return False
+    def _launch(self, kernel: str, sizes: Sizes, count: int, task: Task) -> None:
+        team = _team(self.device, sizes[1:])
+        assert team is not None  # or `fits` had said so
+        try:
+            _launcher(self.device).launch(kernel, *team, count, task)
+        except DriverError as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+            torch.cuda.empty_cache()  # what torch holds the driver cannot give to the kernel
+            _launcher(self.device).launch(kernel, *team, count, task)
 
 
 class _Reported:
@@ -197,23 +216,33 @@ def _launcher(device: torch.device) -> Launches:
 
 
 @cache
-def _needs(device: torch.device, sizes: tuple[int, int, int, bool]) -> Needs:
-    """The bytes that a problem of these sizes needs: n, m, e, whether there are bounds."""
-    needs = _launcher(device).measure(Task(batch=_batch((1, *sizes))))
-    assert needs.task_bytes == sizeof(Task), (needs.task_bytes, sizeof(Task))
-    return needs
+def _needs(device: torch.device, shape: tuple[int, int, int, bool]) -> tuple[Size, Needs]:
+    """(threads of a team and teams of a block, the bytes that a problem needs) for n, m, e and
+    whether there are bounds.
+
+    A team has a thread for each column of the factor, up to 256; a larger one where the memory of
+    a block, divided among its teams, would be too small.
+    """
+    columns, largest = shape[0] + shape[2], max(TEAMS)
+    for threads, teams in TEAMS.items():
+        if columns <= threads or threads == largest:
+            needs = _launcher(device).measure(threads, teams, Task(batch=_batch((1, *shape))))
+            assert needs.task_bytes == sizeof(Task), (needs.task_bytes, sizeof(Task))
+            if needs.tape_bytes <= _fast_bytes(device, teams) or teams == 1:
+                break
+    return (threads, teams), needs
+
+
+def _team(device: torch.device, shape: tuple[int, int, int, bool]) -> Size | None:
+    """(threads of a team, teams of a block); None where the tape does not fit a block."""
+    size, needs = _needs(device, shape)
+    return size if needs.tape_bytes <= _fast_bytes(device, size[1]) else None
 
 
 def _batch(sizes: Sizes) -> Batch:
     return Batch(*sizes)
 
 
-def _team(sizes: Sizes) -> tuple[int, int]:
-    """(threads of a team, teams of a block): a thread for each column of the factor, to 256."""
-    columns = sizes[1] + sizes[3]
-    return next(((k, v) for k, v in TEAMS.items() if columns <= k), (256, 1))
-
-
-def _fast_bytes(device: torch.device, sizes: Sizes) -> int:
-    """The fast memory that a team can have."""
-    return _launcher(device).fast_bytes // _team(sizes)[1] // 16 * 16
+def _fast_bytes(device: torch.device, teams: int) -> int:
+    """The fast memory that each of so many teams of a block can have."""
+    return _launcher(device).fast_bytes // teams // 16 * 16

@@ -82,8 +82,9 @@ class InteriorPoint:
         dtype: in which all work is done, torch.float64 or, see `single`, torch.float32.
         engine: "torch", on any device; "native", compiled, on the CPU, in float64; "cuda", a kernel
             compiled when it is first needed, on a CUDA device, in float64, for problems whose
-            factor fits the shared memory (n + e up to about 160; larger ones are left to "torch");
-            or "auto", the fastest of those that can do what is asked. The answers are the same.
+            factor fits the shared memory of a block (n + e up to about 150 where that has 227 KB,
+            as on an H100, to 100 where it has 99 KB; larger ones are left to "torch"); or "auto",
+            the one meant for the device that can do what is asked. The answers are the same.
         cuda_graph: of the torch engine on a CUDA device: replay a captured graph of an iteration
             in place of its hundreds of kernels one by one. Meant for small batches, and for
             problems of one shape again and again: each new shape is captured once, which takes

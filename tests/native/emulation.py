@@ -29,7 +29,7 @@ class Emulation:
     fast_bytes: int = 232448 - 2048  # of an H100
     teams: int = 3
 
-    def measure(self, task: Task) -> Needs:
+    def measure(self, threads: int, teams: int, task: Task) -> Needs:
         needs = Needs()
         emulation.measure(addressof(task), addressof(needs))
         return needs

@@ -17,7 +17,7 @@ using Numbers = std::vector<double>;
 struct Problems {
     long size;
     int n, m, e;
-    bool bounded, diagonal;
+    bool bounded;
     Numbers Q, p, G, h, low, A, b, lb, ub;
 
     Batch batch() const {
@@ -47,7 +47,7 @@ static Problems random_problems(long size, int n, int m, int e, bool bounded, bo
     std::mt19937_64 source(n + 100 * m + 10000 * e);
     std::normal_distribution<double> normal;
     std::uniform_real_distribution<double> uniform;
-    Problems out{size, n, m, e, bounded, diagonal, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+    Problems out{size, n, m, e, bounded, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     for (long s = 0; s < size; s++) {
         Numbers x(n), L(n * n);
         for (double& v : x) v = normal(source);
@@ -77,6 +77,17 @@ static Problems random_problems(long size, int n, int m, int e, bool bounded, bo
     return out;
 }
 
+// Of five problems: a linear program, NaN, no feasible point, a row twice, Q not convex.
+static Problems hard(Problems p) {
+    const int n = p.n, rows = p.m * n, square = n * n;
+    for (int i = 0; i < square; i++) p.Q[i] = 0, p.Q[4 * square + i] *= -1;
+    p.p[n] = __builtin_nan("");
+    for (int i = 0; i < p.m; i++) p.h[2 * p.m + i] -= 1e3, p.low[2 * p.m + i] -= 1e3;
+    for (int j = 0; j < n; j++) p.G[3 * rows + j] = p.G[3 * rows + n + j];
+    p.h[3 * p.m] = p.h[3 * p.m + 1], p.low[3 * p.m] = p.low[3 * p.m + 1];
+    return p;
+}
+
 // x, the solves of the derivative both ways, and the gradients, by teams of so many threads.
 static Numbers solved(const Problems& problems, int threads, unsigned long fast_bytes) {
     Batch batch = problems.batch();
@@ -87,7 +98,8 @@ static Numbers solved(const Problems& problems, int threads, unsigned long fast_
     const bool fast_matrices = fast_bytes > 0;
     if (!fast_matrices) fast_bytes = needs.tape_bytes;
     Numbers store(size * (needs.matrix_bytes + needs.tape_bytes) / 8), facts(4 * size);
-    Numbers work(teams * needs.work_bytes / 8 + 2), fast(fast_bytes / 8 + 2), error(size);
+    const unsigned long work_bytes = needs.vector_bytes + needs.base_bytes + needs.moment_bytes;
+    Numbers work(teams * work_bytes / 8 + 2), fast(fast_bytes / 8 + 2), error(size);
     Numbers x(size * N), v(size * N, 1.0), solves[2] = {v, v}, gradients[9];
     const long counts[9] = {(long)n * n, n, (long)m * n, m, (long)e * n, e, n, n, m};
     for (int i = 0; i < 9; i++) gradients[i].resize(size * counts[i]);
@@ -98,7 +110,7 @@ static Numbers solved(const Problems& problems, int threads, unsigned long fast_
     task.batch = batch, task.settings = settings, task.keep = true;
     task.store = (char*)store.data(), task.work = (char*)work.data();
     task.matrix_bytes = needs.matrix_bytes, task.tape_bytes = needs.tape_bytes;
-    task.work_bytes = needs.work_bytes, task.fast_bytes = fast_bytes;
+    task.work_bytes = work_bytes, task.fast_bytes = fast_bytes;
     task.fast_matrices = fast_matrices;
     task.answers = {x.data(),     facts.data(),        active.data(),
                     steps.data(), (bool*)flags.data(), (bool*)flags.data() + size};
@@ -126,6 +138,14 @@ static Numbers solved(const Problems& problems, int threads, unsigned long fast_
         by_team([&](long team) { apply_inverse(task, team, teams, (char*)fast.data()); });
     }
     by_team([&](long team) { pull_back(task, team, teams); });
+    Numbers z, nu, y, again(x);  // and from there once more, without a tape
+    for (long s = 0; s < size; s++) {
+        const double* at = x.data() + s * N;
+        z.insert(z.end(), at, at + n), nu.insert(nu.end(), at + n, at + n + e);
+        y.insert(y.end(), at + n + e, at + N);
+    }
+    task.warm = {z.data(), nu.data(), y.data()}, task.keep = false, task.answers.x = again.data();
+    by_team([&](long team) { solve(task, team, teams, (char*)fast.data()); });
     for (const Numbers& more : {solves[0], solves[1], gradients[0], gradients[2], gradients[4]})
         x.insert(x.end(), more.begin(), more.end());
     for (char good : flags) x.push_back(good);
@@ -151,6 +171,7 @@ int main() {
             for (long i = 1; i <= 2 * problems.size; i++)
                 settled = fmin(settled, truth[truth.size() - i]);
         }
+    solved(hard(random_problems(5, 7, 9, 2, true, false)), 8, 0);
     printf("%.1e %d\n", worst, (int)settled);
     return worst <= 1e-9 && settled == 1 ? 0 : 1;
 }

@@ -67,8 +67,8 @@ def test_where_the_memory_lies_changes_no_bit(name):
     shape = given(SHAPES[name])
     n, bounded = shape["p"].shape[-1], "lb" in shape
     m, e = (0 if shape.get(k) is None else shape[k].shape[-2] for k in ("G", "A"))
-    least = Emulation().measure(Task(batch=Batch(1, n, m, e, bounded))).tape_bytes
-    blocks = cuda._team((1, n, m, e, bounded))[1]
+    least = Emulation().measure(32, 4, Task(batch=Batch(1, n, m, e, bounded))).tape_bytes
+    blocks = 4 if n + e <= 32 else 1
     whole = by_emulation(name)
     for more in (0, 1024):
         same(by_emulation(name, fast_bytes=blocks * (least + more)), whole)
@@ -95,9 +95,20 @@ class Counted(Emulation):
 
     def launch(self, kernel, *arguments):
         self.launched.append(kernel)
-        if kernel in self.fails:
-            raise DriverError(f"{kernel}: no")
+        self.fail(kernel)
         super().launch(kernel, *arguments)
+
+    def measure(self, *arguments):
+        self.fail("measure")
+        return super().measure(*arguments)
+
+    def resident(self, *arguments):
+        self.fail("resident")
+        return super().resident(*arguments)
+
+    def fail(self, what):
+        if what in self.fails:
+            raise DriverError(f"{what}: no")
 
 
 @needs_kernels
@@ -105,6 +116,30 @@ def test_one_launch_solves_and_two_differentiate():
     with emulated(Counted()) as counted:
         solved(given(SHAPES["rows and equations"]), CUDA)
     assert counted.launched == ["solve_all", "apply_inverse_all", "pull_back_all"]
+
+
+@needs_kernels
+def test_a_launch_without_memory_is_tried_again(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+
+    class Short(Counted):
+        def fail(self, what):
+            if what == "solve_all" and len(self.launched) == 1:
+                raise DriverError("cuLaunchKernel: CUDA_ERROR_OUT_OF_MEMORY (2): out of memory")
+
+    with emulated(Short()) as short:
+        sol, _ = solved(given(SHAPES["rows"]), CUDA)
+    assert short.launched[:2] == ["solve_all"] * 2 and emptied == [True]
+    assert (sol.status == 0).all()
+
+
+@needs_kernels
+def test_a_team_has_a_block_to_itself_where_many_rows_need_it():
+    shape = random_qp(30, 200, batch=(2,))
+    with emulated(Counted(fast_bytes=99 * 1024)) as counted:
+        sol, _ = solved(given(shape), CUDA)
+    assert counted.launched[0] == "solve_all" and (sol.status == 0).all()
 
 
 @needs_kernels
@@ -116,7 +151,9 @@ def test_a_problem_that_does_not_fit_is_left_to_the_torch_engine():
 
 
 @needs_kernels
-@pytest.mark.parametrize("kernel", ["solve_all", "apply_inverse_all", "pull_back_all"])
+@pytest.mark.parametrize(
+    "kernel", ["measure", "resident", "solve_all", "apply_inverse_all", "pull_back_all"]
+)
 def test_a_failure_is_warned_of_once_and_the_torch_engine_answers(kernel):
     arguments = given(SHAPES["rows and equations"])
     truth, true_grads = solved(arguments, TORCH)
