@@ -8,17 +8,19 @@ looks seldom, and at numbers of a while ago (`Glance`); or it is queued at once,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-AHEAD = 2  # looks after which numbers that have not arrived are waited for: see `Glance`
+AHEAD = 2  # looks that a number is late: see `Glance`
+_CAPTURES = threading.Lock()
 WARM_UPS = 2  # calls before a capture, in which libraries find their algorithms and memory
 
 
 def on_cuda(v: Tensor) -> bool:
-    """Whether v is on a CUDA device: asked by all that works differently there, and only here."""
+    """Whether v is on a CUDA device: asked by all that works differently there."""
     return v.is_cuda
 
 
@@ -28,12 +30,10 @@ def queue(v: Tensor) -> int:
 
 
 class Glance:
-    """Numbers of the device as they were a while ago, without waiting for those of now.
+    """Numbers of the device as they were `AHEAD` looks ago, without waiting for those of now.
 
-    Each look asks whether the copy that is under way has arrived, and starts another if it has.
-    A host that were never to wait would queue hundreds of steps that nobody needs before it hears
-    of the first: what is not there after `AHEAD` looks is waited for, while the device has the
-    work of `AHEAD` looks to do.
+    A look waits for a copy that was queued `AHEAD` looks before, while the device has the work of
+    these to do; so a host is never far ahead, and what it sees does not depend on how fast it is.
     """
 
     def __init__(self) -> None:
@@ -41,10 +41,10 @@ class Glance:
         self._age = 0
 
     def look(self, numbers: Tensor) -> list[int] | None:
-        """`numbers`, integers `(N,)`, of an earlier look, where they have arrived since."""
+        """`numbers`, integers `(N,)`, of `AHEAD` looks ago; None while a copy is on its way."""
         self._age += 1
         seen = None
-        if self._copy is not None and self._copy.arrived(wait=self._age >= AHEAD):
+        if self._copy is not None and self._age >= AHEAD:
             seen, self._copy = self._copy.read(), None
         if self._copy is None:
             self._copy, self._age = _Copy(numbers), 0
@@ -55,7 +55,9 @@ class _Copy:
     """A copy in the memory of the host, of numbers that may not have been computed yet."""
 
     def __init__(self, numbers: Tensor) -> None:
-        held = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=numbers.is_cuda)
+        held = torch.empty(  # on the CPU whatever the default device is
+            numbers.shape, dtype=numbers.dtype, device="cpu", pin_memory=numbers.is_cuda
+        )
         held.copy_(numbers, non_blocking=True)
         self._held = held.numpy()  # the same memory, which may be read without asking torch
         self._event: torch.cuda.Event | None = None
@@ -63,14 +65,10 @@ class _Copy:
             self._event = torch.cuda.Event()
             self._event.record(torch.cuda.current_stream(numbers.device))
 
-    def arrived(self, wait: bool) -> bool:
-        """Whether it is there; always after a `wait`."""
-        if self._event is not None and wait:
-            self._event.synchronize()
-        return self._event is None or self._event.query()
-
     def read(self) -> list[int]:
-        """The numbers."""
+        """The numbers, when they are there."""
+        if self._event is not None:
+            self._event.synchronize()
         numbers: list[int] = self._held.tolist()
         return numbers
 
@@ -80,9 +78,10 @@ def capture(work: Callable[[], None], like: Tensor) -> Callable[[], None]:
 
     It reads and writes the same memory at each call, and must not look at a number. It is called
     a few times first, on a stream of its own, as the notes of torch on CUDA graphs ask for; while
-    it is captured nothing is computed. What other threads do meanwhile does not end the capture.
+    it is captured nothing is computed. One capture is under way at a time; a thread that waits for
+    the whole device meanwhile ends it with an error.
     """
-    with torch.cuda.device(like.device):
+    with _CAPTURES, torch.cuda.device(like.device):
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
@@ -90,6 +89,6 @@ def capture(work: Callable[[], None], like: Tensor) -> Callable[[], None]:
                 work()
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             work()
     return graph.replay

@@ -31,9 +31,8 @@ def full(operation: Callable[..., Tensor], *tensors: Tensor, **options: Any) -> 
         tensor([[2., 1.],
                 [1., 2.]])
     """
-    first = tensors[0]
-    if first.dtype == torch.float32 and device.on_cuda(first):
-        return operation(*(v.double() for v in tensors), **options).to(first.dtype)
+    if all(v.dtype == torch.float32 for v in tensors) and device.on_cuda(tensors[0]):
+        return operation(*(v.double() for v in tensors), **options).float()
     return operation(*tensors, **options)
 
 

@@ -27,7 +27,8 @@ class Replay:
 
     def __init__(self, advance: Callable[[Any, Any], Any], problem: Any, state: Any) -> None:
         self._advance = advance
-        self._problem, self._state = _own(problem), _own(state)
+        with torch.inference_mode(False):  # they outlive the caller's mode
+            self._problem, self._state = _own(problem), _own(state)
         self._work: Callable[[], None] | None = None
 
     def load(self, problem: Any) -> None:

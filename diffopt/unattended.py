@@ -6,7 +6,9 @@
    a step that failed. It is attended when the host sees that somebody waits.
 4. When half of the samples are done the others go on as a batch of their own.
 
-So a sample's states, and with them its answer, do not depend on when the host looks.
+So a sample's states, and with them its answer, do not depend on when the host looks, but for the
+rounding of products in batches of another size. What it sees is a fixed number of looks old, so
+that a solve gives the same bits again.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from .tree import mapped, put, take, tensors
 
 # Samples below which half of them are taken to last as long as all: fewer do not fill a device.
 FULL = 64
+# Looks for a step, at most: one is seen late, and one that the host attends costs a few.
+LOOKS = 10
 
 
 class Task(Protocol):
@@ -139,7 +143,7 @@ def _finished(
 ) -> Progress:
     """p when everyone is done."""
     glance = device.Glance()
-    while True:
+    for _ in range(LOOKS * (task.limits.max_steps + LOOKS)):
         running, held = glance.look(_counts(p)) or (len(p.error), 0)
         if running == 0:
             return p
@@ -149,6 +153,7 @@ def _finished(
             index = p.running.to(torch.int8).argsort(descending=True, stable=True)[:running]
             return put(p, index, _finished(take(task, index), take(p, index)))
         p = advanced(task, p) if replay is None else replay(p)
+    raise RuntimeError("the device makes no progress: the steps that were queued had no effect")
 
 
 def _counts(p: Progress) -> Tensor:

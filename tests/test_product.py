@@ -23,6 +23,12 @@ def test_it_is_the_product_rounded_once(shapes, dtype, generator, monkeypatch):
     assert torch.equal(ours, (a.double() @ b.double()).to(dtype))
 
 
+def test_types_that_differ_are_an_error_there_too(monkeypatch):
+    believe(monkeypatch)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        product(torch.ones(2, 2), torch.ones(2, 2, dtype=torch.float64))
+
+
 def test_its_derivatives_are_not_rounded_either(generator, monkeypatch):
     believe(monkeypatch)
     a, b = (torch.randn(3, 3, generator=generator, requires_grad=True) for _ in range(2))

@@ -90,10 +90,16 @@ def test_each_thread_has_its_own():
     assert found[0] is not found[1]
 
 
+def test_what_is_kept_from_inference_serves_training():
+    with torch.inference_mode():
+        first = after(Problem(torch.ones(3), 0.5), 2, start())
+    assert after(Problem(torch.rand(3), 0.5), 2, start()) is first
+
+
 def test_a_capture_warms_up_aside_and_then_records_once(monkeypatch):
     """The calls of torch.cuda, with stand-ins: what a GPU would do with them needs one."""
     monkeypatch.undo()
-    log = []
+    log, streams = [], []
 
     class Stream:
         def wait_stream(self, other):
@@ -102,6 +108,7 @@ def test_a_capture_warms_up_aside_and_then_records_once(monkeypatch):
     @contextlib.contextmanager
     def within(name, *args, **options):
         log.append(f"{name} in")
+        streams.extend(v for v in (*args, *options.values()) if isinstance(v, Stream))
         yield
         log.append(f"{name} out")
 
@@ -116,4 +123,5 @@ def test_a_capture_warms_up_aside_and_then_records_once(monkeypatch):
     warm = ["wait", "stream in", *["work"] * device.WARM_UPS, "stream out", "wait"]
     recorded = ["graph in", "work", "graph out"]
     assert log == ["device in", *warm, *recorded, "device out", "replay"]
-    assert "capture_error_mode" in options
+    assert "capture_error_mode" in options and "stream" in options
+    assert streams[0] is streams[1]  # where libraries have found their memory

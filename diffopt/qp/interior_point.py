@@ -87,8 +87,8 @@ class InteriorPoint:
             the one meant for the device that can do what is asked. The answers are the same.
         cuda_graph: of the torch engine on a CUDA device: replay a captured graph of an iteration
             in place of its hundreds of kernels one by one. Meant for small batches, and for
-            problems of one shape again and again: each new shape is captured once, which takes
-            many times an iteration, and the last eight keep their memory.
+            problems of one shape again and again: a shape is captured when it is new, or has not
+            been among the last eight, which keep their memory; that takes many iterations' time.
     """
 
     eps: float = 1e-8

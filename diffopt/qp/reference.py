@@ -73,7 +73,8 @@ def search(qp: QP, setup: Setup, solver: InteriorPoint, warm: Blocks | None) -> 
     for unsettled, run in ((_stopped_early, _to_the_end), (_unsolved, _embedded)):
         left = unsettled(trial, solver).nonzero().flatten()
         if len(left):
-            part = take(qp, left), take(setup, left), _few(solver), take(trial, left)
+            own = _for(solver, left, qp)
+            part = take(qp, left), take(setup, left), own, take(trial, left)
             trial = put(trial, left, run(*part))
     status = solver.judge(trial.status, trial.polished.error)
     proof = certificate(qp, setup.family.qp, setup.scaling, setup.sides, trial.x, status)
@@ -112,14 +113,14 @@ def _guessed(qp: QP, setup: Setup, solver: InteriorPoint, begin: Iterate, guess:
     trial = Trial(begin, tried, status, torch.zeros_like(status))
     left = (~_settled(tried.error) | _undecided(setup, tried)).nonzero().flatten()
     if len(left):
-        part = take(qp, left), take(setup, left), _few(solver), take(begin, left)
+        part = take(qp, left), take(setup, left), _for(solver, left, qp), take(begin, left)
         trial = put(trial, left, _run(*part))
     return trial
 
 
-def _few(solver: InteriorPoint) -> InteriorPoint:
-    """`solver` for some of the samples: however many they are, no graph fits them."""
-    return replace(solver, cuda_graph=False) if solver.cuda_graph else solver
+def _for(solver: InteriorPoint, left: Tensor, qp: QP) -> InteriorPoint:
+    """`solver` for the samples that are left: if these are not all, no graph fits them."""
+    return replace(solver, cuda_graph=solver.cuda_graph and len(left) == qp.batch)
 
 
 def _undecided(setup: Setup, tried: Polished) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffopt import InteriorPoint, Status, device, solve_qp, unattended
+from diffopt import InteriorPoint, Status, device, replay, solve_qp, unattended
 from diffopt.qp import degeneracy, smooth, structure
 from diffopt.qp.arguments import check
 from diffopt.qp.homogeneous import Embedding, _start
@@ -175,23 +175,34 @@ def test_gradients_are_equal(name, way, smoothing, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("full", [1, 10**9])
 @pytest.mark.parametrize("name", ["everything", "infeasible, margin 1", "unbounded, margin 1"])
-def test_when_the_host_looks_changes_nothing(name, monkeypatch):
-    """Numbers that arrive at once, only when they are waited for, or now and then."""
-    believe(monkeypatch)
+def test_when_the_host_looks_changes_nothing(name, full, monkeypatch):
+    """But for rounding, where batches are compacted earlier or later, or someone is attended."""
+    believe(monkeypatch, full)
     instance, answers = (SOLVABLE | HOPELESS)[name], []
-    coin = torch.Generator().manual_seed(0)
-    now_and_then = lambda: bool(torch.rand((), generator=coin) < 0.5)  # noqa: E731
-    for there in (lambda: True, lambda: False, now_and_then):
-        arrived = lambda copy, wait, there=there: wait or there()  # noqa: E731
-        monkeypatch.setattr(device._Copy, "arrived", arrived)
+    for late in (1, 2, 7):
+        monkeypatch.setattr(device, "AHEAD", late)
         answers.append(solved(instance))
     for other in answers[1:]:
         assert torch.equal(other.status, answers[0].status)
         assert torch.equal(other.iterations, answers[0].iterations)
         for key in OUTPUTS:
-            close = {"rtol": 0, "atol": 0} if name in SOLVABLE else {"rtol": 1e-9, "atol": 1e-9}
+            alone = name in SOLVABLE and full > 1
+            close = {"rtol": 0, "atol": 0} if alone else {"rtol": 1e-9, "atol": 1e-9}
             torch.testing.assert_close(getattr(other, key), getattr(answers[0], key), **close)
+
+
+def test_a_graph_serves_warm_starts_of_all_samples(monkeypatch):
+    made = []
+    believe(monkeypatch)
+    monkeypatch.setattr(device, "capture", lambda work, like: made.append(like) or work)
+    monkeypatch.setattr(replay, "_KEPT", replay._Kept())
+    a = cases.arguments(SOLVABLE["inequality"])
+    solver = InteriorPoint(engine="torch", cuda_graph=True)
+    before = solve_qp(**a, solver=InteriorPoint(engine="torch"))
+    solve_qp(**(a | {"p": -5 * a["p"]}), solver=solver, warm_start=before)
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("name", ["everything", "inequality", "shared matrices", "n = 50"])
